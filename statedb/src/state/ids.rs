@@ -1,0 +1,125 @@
+//! One newtype per identity, so that two of them cannot be mixed up.
+
+use std::fmt;
+
+/// The position of an entry in the Raft log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LogId {
+    /// The term of the leader that proposed the entry.
+    pub term: u64,
+    /// Where the entry stands in the log. The first entry has index 0.
+    pub index: u64,
+}
+
+/// A Holdfast node: one sidecar and the SMB service beside it. Chosen by the operator, stable for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeId(pub u64);
+
+/// One start of the SMB service of a node; it only grows. This is the fencing token: a command from an
+/// incarnation that was superseded or declared down is refused, whatever it asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Incarnation(pub u64);
+
+/// A random name that one start of an SMB service gives itself. It tells a service that went on while
+/// its sidecar was restarted (same instance, same incarnation) from a new one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Instance(pub [u8; 16]);
+
+/// Who owns a connected open: a node, in one of its incarnations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Owner {
+    /// The node.
+    pub node: NodeId,
+    /// The start of its SMB service that holds the open.
+    pub incarnation: Incarnation,
+}
+
+/// The persistent half of an SMB2 FileId (MS-SMB2 3.3.1.10, `Open.DurableFileId`): unique in the
+/// cluster, and the same before and after a reconnect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DurableFileId(pub u64);
+
+/// The CreateGuid of a durable v2 request (MS-SMB2 2.2.13.2.11). All zero for a v1 handle.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CreateGuid(pub [u8; 16]);
+
+/// The ClientGuid of the NEGOTIATE request of the client that made the open (MS-SMB2 2.2.3).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClientGuid(pub [u8; 16]);
+
+/// A lease key (MS-SMB2 2.2.13.2.8). It identifies a lease only together with the ClientGuid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LeaseKey(pub [u8; 16]);
+
+/// A file, by what the file system calls it. It must be the same on every node that can serve the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FileKey {
+    /// The device the file is on.
+    pub device: u64,
+    /// Its inode number.
+    pub inode: u64,
+    /// Samba's extension id: 0 but for streams and the like.
+    pub extid: u64,
+}
+
+/// The name of a share, in lower case: SMB compares share names without regard to case.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ShareName(String);
+
+impl ShareName {
+    /// The name as the cluster knows it.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        Self(name.to_lowercase())
+    }
+
+    /// The name, in lower case.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A security identifier in its string form, `S-1-5-21-…`: the `DurableOwner` of an open.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Sid(pub String);
+
+impl fmt::Display for LogId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.term, self.index)
+    }
+}
+
+impl fmt::Display for FileKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:x}:{}:{}", self.device, self.inode, self.extid)
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.node, self.incarnation)
+    }
+}
+
+macro_rules! display_number {
+    ($($name:ident),+) => {$(
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    )+};
+}
+display_number!(NodeId, Incarnation, DurableFileId, ShareName, Sid);
+
+macro_rules! display_hex {
+    ($($name:ident),+) => {$(
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+            }
+        }
+    )+};
+}
+display_hex!(Instance, CreateGuid, ClientGuid, LeaseKey);

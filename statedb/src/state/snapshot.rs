@@ -1,0 +1,90 @@
+//! [`State`] to an ordered stream of records and back.
+
+use std::fmt;
+
+use super::ids::{LogId, NodeId, ShareName};
+use super::node::Node;
+use super::open::Open;
+use super::share::ServingNode;
+use super::state::{Limits, State};
+use super::time::Timestamp;
+
+/// One row of one table. A snapshot is the stream of all of them; the stored copy keeps them by key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Record {
+    /// Exactly one: where the state stands.
+    Meta {
+        /// The newest applied entry.
+        applied: Option<LogId>,
+        /// Cluster time.
+        now: Timestamp,
+    },
+    /// A node.
+    Node(NodeId, Node),
+    /// A share and who serves it.
+    Share(ShareName, ServingNode),
+    /// An open.
+    Open(Box<Open>),
+}
+
+/// Why a stream of records is no state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SnapshotError {
+    /// The stream has no meta record.
+    NoMeta,
+    /// Two records have the same key.
+    Duplicate,
+}
+
+impl fmt::Display for SnapshotError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoMeta => "the snapshot has no meta record: it is cut off or empty",
+            Self::Duplicate => "the snapshot has two records with one key",
+        })
+    }
+}
+
+impl std::error::Error for SnapshotError {}
+
+impl State {
+    /// All records: meta, nodes, shares, opens, each table by key.
+    pub fn records(&self) -> impl Iterator<Item = Record> {
+        let meta = Record::Meta { applied: self.applied(), now: self.now() };
+        let nodes = self.nodes().map(|(id, node)| Record::Node(id, node.clone()));
+        let shares = self.shares().map(|(name, serving)| Record::Share(name.clone(), serving));
+        let opens = self.opens().map(|open| Record::Open(Box::new(open.clone())));
+        std::iter::once(meta).chain(nodes).chain(shares).chain(opens)
+    }
+
+    /// The state that these records are of, in any order.
+    ///
+    /// # Errors
+    ///
+    /// If the stream cannot be all the records of one state.
+    pub fn from_records(
+        limits: Limits,
+        records: impl IntoIterator<Item = Record>,
+    ) -> Result<Self, SnapshotError> {
+        let mut state = Self::new(limits);
+        let mut meta = None;
+        for record in records {
+            let is_new = match record {
+                Record::Meta { applied, now } => meta.replace((applied, now)).is_none(),
+                Record::Node(id, node) => state.insert_node(id, node),
+                Record::Share(name, serving) => state.insert_share(name, serving),
+                Record::Open(open) => {
+                    let is_new = state.open(open.description.durable_file_id).is_none();
+                    state.insert_open(*open);
+                    is_new
+                }
+            };
+            if !is_new {
+                return Err(SnapshotError::Duplicate);
+            }
+        }
+        let (applied, now) = meta.ok_or(SnapshotError::NoMeta)?;
+        state.set_meta(applied, now);
+        Ok(state)
+    }
+}
