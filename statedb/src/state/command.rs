@@ -118,7 +118,9 @@ impl fmt::Display for Request {
         }
         match self {
             Self::Grant(open) => write!(f, " open={} oplock={}", open.durable_file_id, open.oplock),
-            Self::Update(opens) => opens.iter().try_for_each(|open| write!(f, " open={}", open.durable_file_id)),
+            Self::Update(opens) => {
+                opens.iter().try_for_each(|open| write!(f, " open={}", open.durable_file_id))
+            }
             Self::Disconnect(id) | Self::Close(id) => write!(f, " open={id}"),
             Self::Reclaim(reclaim) => write!(f, " open={}", reclaim.durable_file_id),
             Self::ServeShare(share) | Self::ReleaseShare(share) => write!(f, " share={share}"),

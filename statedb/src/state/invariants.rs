@@ -20,7 +20,10 @@ fn connected_opens_are_owned_by_a_live_incarnation(state: &State, found: &mut Ve
         if let OpenState::Connected { owner } = open.state
             && !state.is_up(owner)
         {
-            found.push(format!("open {} is owned by {owner}, which is not up", open.description.durable_file_id));
+            found.push(format!(
+                "open {} is owned by {owner}, which is not up",
+                open.description.durable_file_id
+            ));
         }
     }
 }
@@ -52,7 +55,10 @@ fn kept_opens_are_kept_by_a_live_incarnation(state: &State, found: &mut Vec<Stri
         if let OpenState::Disconnected { keeper: Some(keeper), .. } = open.state
             && !state.is_up(keeper)
         {
-            found.push(format!("open {} is kept by {keeper}, which is not up", open.description.durable_file_id));
+            found.push(format!(
+                "open {} is kept by {keeper}, which is not up",
+                open.description.durable_file_id
+            ));
         }
     }
 }

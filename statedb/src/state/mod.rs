@@ -7,9 +7,13 @@
 mod command;
 mod ids;
 pub mod invariants;
+mod limits;
 mod node;
 mod open;
+mod open_table;
+mod oplock;
 mod outcome;
+mod reclaim;
 mod share;
 mod snapshot;
 #[allow(clippy::module_inception, reason = "the module's main type is State")]
@@ -21,13 +25,14 @@ pub use ids::{
     ClientGuid, CreateGuid, DurableFileId, FileKey, Incarnation, Instance, LeaseKey, LogId, NodeId, Owner,
     ShareName, Sid,
 };
+pub use limits::Limits;
 pub use node::{Node, NodeState};
 pub use open::{
-    AccessMask, ByteRangeLock, CreateOptions, Durability, Lease, LeaseEpoch, LeaseState, LeaseVersion, Open,
-    OpenDescription, OpenState, Oplock, OplockState, ShareAccess,
+    AccessMask, ByteRangeLock, CreateOptions, Durability, Open, OpenDescription, OpenState, ShareAccess,
 };
+pub use oplock::{Lease, LeaseEpoch, LeaseState, LeaseVersion, Oplock, OplockState};
 pub use outcome::{Outcome, Rejection};
 pub use share::ServingNode;
 pub use snapshot::{Record, SnapshotError};
-pub use state::{Changes, Limits, State};
+pub use state::{Changes, State};
 pub use time::{Millis, Timestamp};

@@ -1,11 +1,18 @@
-//! The nodes of the cluster, as the log knows them.
+//! The nodes of the cluster, as the log knows them: registration, death, and exactly-once.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::ids::{Incarnation, Instance};
-use super::outcome::Outcome;
+use super::command::Proposer;
+use super::ids::{Incarnation, Instance, NodeId, Owner};
+use super::outcome::{Outcome, Rejection};
+use super::state::State;
 use super::time::Timestamp;
+
+/// How many superseded instances of a node are remembered. One that comes back is late by the time its
+/// registration was on the way, or by the life of an SMB service that nobody ended; neither lasts as
+/// long as so many restarts.
+const SUPERSEDED_INSTANCES_MAX: usize = 16;
 
 /// Whether the SMB service of a node may act.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,20 +33,146 @@ pub struct Node {
     pub incarnation: Incarnation,
     /// The name that this start gave itself.
     pub instance: Instance,
+    /// The starts before it, the newest of them. None of them may register again: what it held may be
+    /// somebody else's by now.
+    pub superseded: BTreeMap<Incarnation, Instance>,
     /// Whether it may act.
     pub state: NodeState,
     /// The proposer has every answer below this sequence; nothing below it is kept or accepted.
     pub first_outstanding: u64,
     /// The answers it may not have received yet, by sequence. Its length is bounded by how far
-    /// a proposer may run ahead (`Limits::outstanding_max`).
+    /// a proposer may run ahead (`Limits::outstanding_max`). Empty while the node is down.
     pub answered: BTreeMap<u64, Outcome>,
 }
 
 impl Node {
-    /// A node at the first registration of an incarnation.
+    fn first(instance: Instance) -> Self {
+        Self {
+            incarnation: Incarnation(1),
+            instance,
+            superseded: BTreeMap::new(),
+            state: NodeState::Up,
+            first_outstanding: 0,
+            answered: BTreeMap::new(),
+        }
+    }
+
+    /// The node after its next start. That one counts its requests afresh.
+    fn superseded_by(&self, instance: Instance) -> Self {
+        let mut superseded = self.superseded.clone();
+        superseded.insert(self.incarnation, self.instance);
+        while superseded.len() > SUPERSEDED_INSTANCES_MAX {
+            superseded.pop_first();
+        }
+        Self { incarnation: Incarnation(self.incarnation.0 + 1), superseded, ..Self::first(instance) }
+    }
+
+    /// The incarnation that this instance had, if another one has taken its place.
+    fn incarnation_of_superseded(&self, instance: Instance) -> Option<Incarnation> {
+        self.superseded.iter().find(|(_, earlier)| **earlier == instance).map(|(incarnation, _)| *incarnation)
+    }
+
+    /// Makes room for the answer to a request that was not answered yet, and forgets what its proposer
+    /// says it has received. Nothing changes if the request is refused.
+    pub(super) fn advance_window(
+        &mut self,
+        proposer: &Proposer,
+        outstanding_max: u64,
+    ) -> Result<(), Rejection> {
+        let sequence = proposer.sequence;
+        if sequence < self.first_outstanding {
+            return Err(Rejection::AnswerForgotten { sequence });
+        }
+        // A proposer cannot have acknowledged the answer to the request that it makes here.
+        let first_outstanding = proposer.first_outstanding.min(sequence).max(self.first_outstanding);
+        if sequence - first_outstanding >= outstanding_max {
+            return Err(Rejection::TooManyOutstanding { limit: outstanding_max });
+        }
+        self.first_outstanding = first_outstanding;
+        self.answered = self.answered.split_off(&first_outstanding);
+        Ok(())
+    }
+}
+
+impl State {
+    /// Whether this incarnation may act.
     #[must_use]
-    pub(super) fn registered(incarnation: Incarnation, instance: Instance) -> Self {
-        Self { incarnation, instance, state: NodeState::Up, first_outstanding: 0, answered: BTreeMap::new() }
+    pub fn is_up(&self, owner: Owner) -> bool {
+        self.nodes
+            .get(&owner.node)
+            .is_some_and(|node| node.incarnation == owner.incarnation && node.state == NodeState::Up)
+    }
+
+    /// The node of a proposer that may act; everybody else is fenced.
+    pub(super) fn live_node(&mut self, owner: Owner) -> Result<&mut Node, Rejection> {
+        if !self.is_up(owner) {
+            return Err(self.fenced(owner));
+        }
+        Ok(self.nodes.get_mut(&owner.node).expect("a node that is up is known"))
+    }
+
+    fn fenced(&self, proposer: Owner) -> Rejection {
+        Rejection::Fenced { proposer, current: self.nodes.get(&proposer.node).map(|node| node.incarnation) }
+    }
+
+    pub(super) fn register_node(&mut self, id: NodeId, instance: Instance) -> Result<Outcome, Rejection> {
+        let registered = match self.nodes.get(&id) {
+            None => Node::first(instance),
+            Some(node) if node.instance == instance => {
+                // Its opens may be somebody else's by now. It has to end; its successor may register.
+                if let NodeState::Down { .. } = node.state {
+                    return Err(self.fenced(Owner { node: id, incarnation: node.incarnation }));
+                }
+                return Ok(self.registered(node.incarnation));
+            }
+            Some(node) => {
+                if let Some(incarnation) = node.incarnation_of_superseded(instance) {
+                    return Err(self.fenced(Owner { node: id, incarnation }));
+                }
+                node.superseded_by(instance)
+            }
+        };
+        if let Some(before) = self.nodes.get(&id) {
+            self.node_down(id, before.incarnation);
+        }
+        let incarnation = registered.incarnation;
+        self.nodes.insert(id, registered);
+        self.changes.nodes.insert(id);
+        Ok(self.registered(incarnation))
+    }
+
+    /// The answer to a registration.
+    ///
+    /// Each answered request took an entry of the log, and no more than `outstanding_max` others were on
+    /// the way. So a run of the sidecar that registered at entry *i*, and therefore began to count at
+    /// *i* × `outstanding_max`, had not reached *j* × `outstanding_max` when a later run registered at
+    /// entry *j*: no two runs use the same sequence, and the first request of the later one moves the
+    /// window past everything that the earlier one may still have on the way.
+    fn registered(&self, incarnation: Incarnation) -> Outcome {
+        let index = self.applied().expect("a registration is an applied entry").index;
+        Outcome::Registered { incarnation, first_sequence: index.saturating_mul(self.limits.outstanding_max) }
+    }
+
+    pub(super) fn node_down(&mut self, id: NodeId, incarnation: Incarnation) -> Outcome {
+        let owner = Owner { node: id, incarnation };
+        let (mut disconnected, mut closed) = (Vec::new(), Vec::new());
+        let now = self.now;
+        let Ok(node) = self.live_node(owner) else {
+            return Outcome::NodeDown { disconnected, closed };
+        };
+        node.state = NodeState::Down { since: now };
+        // Whatever this incarnation asks for again, it is refused before anybody looks here.
+        node.answered.clear();
+        self.changes.nodes.insert(id);
+
+        self.release_shares_of(owner);
+        for open in self.opens.held_by(owner) {
+            match self.lose_connection(open, None) {
+                Some(_) => disconnected.push(open),
+                None => closed.push(open),
+            }
+        }
+        Outcome::NodeDown { disconnected, closed }
     }
 }
 

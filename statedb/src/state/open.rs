@@ -10,7 +10,10 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::ids::{ClientGuid, CreateGuid, DurableFileId, FileKey, LeaseKey, Owner, ShareName, Sid};
+use super::ids::{ClientGuid, CreateGuid, DurableFileId, FileKey, Owner, ShareName, Sid};
+use super::oplock::{Oplock, OplockState};
+use super::outcome::{Outcome, Rejection};
+use super::state::State;
 use super::time::{Millis, Timestamp};
 
 /// An access mask (MS-SMB2 2.2.13.1): what the open was granted.
@@ -24,75 +27,6 @@ pub struct ShareAccess(pub u32);
 /// The CreateOptions of a CREATE (MS-SMB2 2.2.13).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CreateOptions(pub u32);
-
-/// What a lease allows its holder to cache (MS-SMB2 2.2.13.2.8).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct LeaseState(pub u32);
-
-impl LeaseState {
-    /// READ caching.
-    pub const READ: u32 = 0x1;
-    /// HANDLE caching: the holder may keep the handle open although the application closed it.
-    pub const HANDLE: u32 = 0x2;
-    /// WRITE caching.
-    pub const WRITE: u32 = 0x4;
-
-    /// Whether the lease has handle caching, without which an open with a lease is not durable.
-    #[must_use]
-    pub fn has_handle_caching(self) -> bool {
-        self.0 & Self::HANDLE != 0
-    }
-}
-
-/// Counts the changes of a lease's state (MS-SMB2 3.3.1.12). Zero for a v1 lease.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct LeaseEpoch(pub u16);
-
-/// The form of the lease context that the client used (MS-SMB2 3.3.1.12, `Lease.Version`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum LeaseVersion {
-    /// SMB2_CREATE_REQUEST_LEASE (MS-SMB2 2.2.13.2.8).
-    V1,
-    /// SMB2_CREATE_REQUEST_LEASE_V2 (MS-SMB2 2.2.13.2.10).
-    V2,
-}
-
-/// The lease that an open belongs to, as of the open's last report.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lease {
-    /// Its key; unique within the ClientGuid.
-    pub key: LeaseKey,
-    /// What it allows.
-    pub state: LeaseState,
-    /// How often it has changed.
-    pub epoch: LeaseEpoch,
-    /// The form in which its breaks are announced.
-    pub version: LeaseVersion,
-}
-
-/// What the open may cache: `Open.OplockLevel` (MS-SMB2 3.3.1.10).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Oplock {
-    /// Nothing.
-    None,
-    /// Read caching, shared.
-    LevelII,
-    /// Read and write caching.
-    Exclusive,
-    /// Read, write and handle caching.
-    Batch,
-    /// As the lease says.
-    Lease(Lease),
-}
-
-/// `Open.OplockState` (MS-SMB2 3.3.1.10).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OplockState {
-    /// No break is under way.
-    Held,
-    /// A break was sent and not acknowledged yet. An open in this state does not outlive its connection.
-    Breaking,
-}
 
 /// What the client was promised about its open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,18 +100,14 @@ pub struct OpenDescription {
 }
 
 impl OpenDescription {
-    /// Whether the open outlives the loss of its connection (MS-SMB2 3.3.7.1).
+    /// Whether the open outlives the loss of its connection (MS-SMB2 3.3.7.1): a break that nobody can
+    /// acknowledge any more takes the open with it.
     #[must_use]
     pub fn outlives_its_connection(&self) -> bool {
         match self.durability {
             Durability::Resilient | Durability::Persistent => true,
             Durability::DurableV1 | Durability::DurableV2 => {
-                let keeps_handle = match self.oplock {
-                    Oplock::Batch => true,
-                    Oplock::Lease(lease) => lease.state.has_handle_caching(),
-                    Oplock::None | Oplock::LevelII | Oplock::Exclusive => false,
-                };
-                keeps_handle && self.oplock_state == OplockState::Held
+                self.oplock.has_handle_caching() && self.oplock_state == OplockState::Held
             }
         }
     }
@@ -210,51 +140,172 @@ pub struct Open {
     pub state: OpenState,
 }
 
-impl Open {
+impl OpenState {
     /// The owner or keeper: the incarnation in whose SMB server the open lives, if any does.
     #[must_use]
     pub fn holder(&self) -> Option<Owner> {
-        match self.state {
-            OpenState::Connected { owner } => Some(owner),
-            OpenState::Disconnected { keeper, .. } => keeper,
+        match *self {
+            Self::Connected { owner } => Some(owner),
+            Self::Disconnected { keeper, .. } => keeper,
         }
     }
 
     /// The deadline of a disconnected open.
     #[must_use]
     pub fn deadline(&self) -> Option<Timestamp> {
-        match self.state {
-            OpenState::Connected { .. } => None,
-            OpenState::Disconnected { durable_open_scavenger_timeout, .. } => {
-                Some(durable_open_scavenger_timeout)
-            }
+        match *self {
+            Self::Connected { .. } => None,
+            Self::Disconnected { durable_open_scavenger_timeout, .. } => Some(durable_open_scavenger_timeout),
         }
     }
 }
 
-impl fmt::Display for LeaseState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0 == 0 {
-            return f.write_str("-");
+impl Open {
+    /// The owner or keeper: the incarnation in whose SMB server the open lives, if any does.
+    #[must_use]
+    pub fn holder(&self) -> Option<Owner> {
+        self.state.holder()
+    }
+
+    /// The deadline of a disconnected open.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Timestamp> {
+        self.state.deadline()
+    }
+
+    /// The owner of a connected open.
+    #[must_use]
+    pub fn connected_through(&self) -> Option<Owner> {
+        match self.state {
+            OpenState::Connected { owner } => Some(owner),
+            OpenState::Disconnected { .. } => None,
         }
-        for (bit, letter) in [(Self::READ, "R"), (Self::WRITE, "W"), (Self::HANDLE, "H")] {
-            if self.0 & bit != 0 {
-                f.write_str(letter)?;
+    }
+}
+
+impl OpenDescription {
+    /// Whether both describe the same open, if in different moments.
+    fn is_same_open(&self, other: &Self) -> bool {
+        self.durable_file_id == other.durable_file_id
+            && self.create_guid == other.create_guid
+            && self.durable_owner == other.durable_owner
+            && self.share == other.share
+            && self.file == other.file
+    }
+
+    /// How many bytes the parts of variable length take.
+    fn variable_bytes(&self) -> u64 {
+        let locks = size_of_val(self.byte_range_locks.as_slice());
+        let names = self.durable_owner.0.len() + self.share.as_str().len() + self.path.len();
+        (names + locks + self.lock_sequence_array.len() + self.image.len()) as u64
+    }
+}
+
+impl State {
+    pub(super) fn grant(
+        &mut self,
+        owner: Owner,
+        description: &OpenDescription,
+    ) -> Result<Outcome, Rejection> {
+        let id = description.durable_file_id;
+        if self.opens.get(id).is_some() {
+            return Err(Rejection::DurableFileIdInUse(id));
+        }
+        self.check_serving_node(owner, &description.share)?;
+        self.check_bounds(description)?;
+        let limit = self.limits.opens_max;
+        if self.opens.len() as u64 >= limit {
+            return Err(Rejection::TooManyOpens { limit });
+        }
+        self.put_open(Open { description: description.clone(), state: OpenState::Connected { owner } });
+        Ok(Outcome::Granted)
+    }
+
+    pub(super) fn update(
+        &mut self,
+        owner: Owner,
+        descriptions: &[OpenDescription],
+    ) -> Result<Outcome, Rejection> {
+        let mut updated = Vec::with_capacity(descriptions.len());
+        for description in descriptions {
+            let open = self.held_open(owner, description.durable_file_id)?;
+            if !open.description.is_same_open(description) {
+                return Err(Rejection::IdentityChanged(description.durable_file_id));
             }
+            self.check_bounds(description)?;
+            updated.push(Open { description: description.clone(), state: open.state });
+        }
+        for open in updated {
+            self.put_open(open);
+        }
+        Ok(Outcome::Updated)
+    }
+
+    pub(super) fn disconnect(&mut self, owner: Owner, id: DurableFileId) -> Result<Outcome, Rejection> {
+        self.held_open(owner, id)?;
+        Ok(match self.lose_connection(id, Some(owner)) {
+            Some(until) => Outcome::Disconnected { until },
+            None => Outcome::Closed,
+        })
+    }
+
+    pub(super) fn close(&mut self, owner: Owner, id: DurableFileId) -> Result<Outcome, Rejection> {
+        let open = self.opens.get(id).ok_or(Rejection::OpenNotFound(id))?;
+        match open.holder() {
+            Some(holder) if holder == owner => {}
+            // An orphan is closed by who serves its share: somebody there wanted the file.
+            None if self.serves(owner, &open.description.share) => {}
+            holder => return Err(Rejection::NotOwner { open: id, holder }),
+        }
+        self.remove_open(id);
+        Ok(Outcome::Closed)
+    }
+
+    pub(super) fn expire_opens(&mut self) -> Outcome {
+        let closed = self.opens.due(self.now);
+        for open in &closed {
+            self.remove_open(*open);
+        }
+        Outcome::Expired { closed }
+    }
+
+    /// Takes an open from the SMB server that it lives in. Returns until when it waits for its client;
+    /// `None` if the protocol does not keep it, and it is closed.
+    ///
+    /// The promise is a time to wait after the loss (MS-SMB2 2.2.14.2.12), and the loss is what this entry
+    /// decides: never an earlier moment that some node may have seen. One that waits already goes on
+    /// waiting until its first deadline.
+    pub(super) fn lose_connection(&mut self, id: DurableFileId, keeper: Option<Owner>) -> Option<Timestamp> {
+        let open = self.opens.get(id)?;
+        if !open.description.outlives_its_connection() {
+            self.remove_open(id);
+            return None;
+        }
+        let until = open.deadline().unwrap_or_else(|| self.now.after(open.description.durable_open_timeout));
+        self.set_open_state(id, OpenState::Disconnected { keeper, durable_open_scavenger_timeout: until });
+        Some(until)
+    }
+
+    /// The open, if it lives in the SMB server of `owner`, connected or kept.
+    fn held_open(&self, owner: Owner, id: DurableFileId) -> Result<&Open, Rejection> {
+        let open = self.opens.get(id).ok_or(Rejection::OpenNotFound(id))?;
+        match open.holder() {
+            Some(holder) if holder == owner => Ok(open),
+            holder => Err(Rejection::NotOwner { open: id, holder }),
+        }
+    }
+
+    fn check_bounds(&self, description: &OpenDescription) -> Result<(), Rejection> {
+        let open = description.durable_file_id;
+        let limit = self.limits.open_bytes_max;
+        if description.variable_bytes() > limit {
+            return Err(Rejection::OpenTooLarge { open, limit });
+        }
+        let limit = self.limits.durable_open_timeout_max;
+        if description.durable_open_timeout > limit {
+            return Err(Rejection::TimeoutTooLong { open, limit });
         }
         Ok(())
-    }
-}
-
-impl fmt::Display for Oplock {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::None => f.write_str("none"),
-            Self::LevelII => f.write_str("level2"),
-            Self::Exclusive => f.write_str("exclusive"),
-            Self::Batch => f.write_str("batch"),
-            Self::Lease(lease) => lease.state.fmt(f),
-        }
     }
 }
 

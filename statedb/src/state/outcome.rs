@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::ids::{DurableFileId, Incarnation, Owner, ShareName};
-use super::time::Timestamp;
+use super::time::{Millis, Timestamp};
 
 /// The result of an applied command. The same on every replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,10 +12,13 @@ pub enum Outcome {
     Registered {
         /// New for a new instance; what it had for one that was known.
         incarnation: Incarnation,
+        /// Where the proposer starts to count its requests. It is above every sequence that an earlier
+        /// run of the same sidecar can have on the way, so none of those is mistaken for one of this run.
+        first_sequence: u64,
     },
-    /// The incarnation is fenced.
+    /// The incarnation is fenced. Nothing has changed if it was already.
     NodeDown {
-        /// The opens that now wait for their clients.
+        /// The opens that are orphans now: they wait for their clients, and no SMB server has them.
         disconnected: Vec<DurableFileId>,
         /// The opens that do not outlive a connection and are closed.
         closed: Vec<DurableFileId>,
@@ -38,7 +41,8 @@ pub enum Outcome {
     Reclaimed,
     /// The open is gone.
     Closed,
-    /// The proposer serves the share. Before it lets anybody in, it must have taken over the orphans of the share.
+    /// The proposer serves the share. Before it lets anybody in, it must have taken over the orphans of the
+    /// share. As the answer to a release: it still serves the share, for a client has an open there.
     ShareServed,
     /// The proposer does not serve the share (any more).
     ShareReleased,
@@ -56,7 +60,8 @@ pub enum Rejection {
         /// The node's incarnation now, if it ever registered.
         current: Option<Incarnation>,
     },
-    /// The answer to this sequence was acknowledged by its proposer and is forgotten.
+    /// The sequence is below the proposer's window: its answer was acknowledged and is forgotten, or an
+    /// earlier run of the same sidecar proposed it and this one has started to count anew.
     AnswerForgotten {
         /// The sequence that was asked again.
         sequence: u64,
@@ -86,7 +91,10 @@ pub enum Rejection {
     },
     /// The CreateGuid is not the one that the open was made with.
     CreateGuidMismatch(DurableFileId),
-    /// Another node serves the share.
+    /// An update may change neither the CreateGuid, the owner's SID, the share nor the file of an open:
+    /// with another one of these it would be another open.
+    IdentityChanged(DurableFileId),
+    /// Another node serves the share, or a client still has an open there through another node.
     ShareServedElsewhere {
         /// The share.
         share: ShareName,
@@ -98,23 +106,34 @@ pub enum Rejection {
         /// The limit.
         limit: u64,
     },
-    /// An image larger than the cluster keeps.
-    ImageTooLarge {
+    /// The cluster knows as many served shares as it may.
+    TooManyShares {
+        /// The limit.
+        limit: u64,
+    },
+    /// The description of the open, with its image, is larger than the cluster keeps.
+    OpenTooLarge {
         /// The open.
         open: DurableFileId,
         /// The limit, in bytes.
         limit: u64,
     },
+    /// The open would outlive its connection for longer than any may.
+    TimeoutTooLong {
+        /// The open.
+        open: DurableFileId,
+        /// The limit.
+        limit: Millis,
+    },
 }
 
 /// NTSTATUS values that a rejection becomes (MS-ERREF 2.3.1).
 mod ntstatus {
-    pub(super) const ACCESS_DENIED: u32 = 0xC000_0022;
     pub(super) const OBJECT_NAME_NOT_FOUND: u32 = 0xC000_0034;
     pub(super) const INSUFFICIENT_RESOURCES: u32 = 0xC000_009A;
-    pub(super) const FILE_NOT_AVAILABLE: u32 = 0xC000_0467;
-    pub(super) const DUPLICATE_OBJECTID: u32 = 0xC000_022A;
     pub(super) const INTERNAL_ERROR: u32 = 0xC000_00E5;
+    pub(super) const DUPLICATE_OBJECTID: u32 = 0xC000_022A;
+    pub(super) const FILE_NOT_AVAILABLE: u32 = 0xC000_0467;
 }
 
 impl Rejection {
@@ -125,13 +144,19 @@ impl Rejection {
             Self::OpenNotFound(_) | Self::OpenConnected { .. } | Self::CreateGuidMismatch(_) => {
                 ntstatus::OBJECT_NAME_NOT_FOUND
             }
-            Self::NotOwner { .. } => ntstatus::ACCESS_DENIED,
             Self::DurableFileIdInUse(_) => ntstatus::DUPLICATE_OBJECTID,
-            Self::Fenced { .. } | Self::ShareServedElsewhere { .. } => ntstatus::FILE_NOT_AVAILABLE,
-            Self::TooManyOpens { .. } | Self::TooManyOutstanding { .. } | Self::ImageTooLarge { .. } => {
-                ntstatus::INSUFFICIENT_RESOURCES
+            // These say where the open lives, and nothing about what the user may do: the client should
+            // try elsewhere or again, and must not conclude that its handle is lost.
+            Self::NotOwner { .. } | Self::Fenced { .. } | Self::ShareServedElsewhere { .. } => {
+                ntstatus::FILE_NOT_AVAILABLE
             }
-            Self::AnswerForgotten { .. } => ntstatus::INTERNAL_ERROR,
+            Self::TooManyOutstanding { .. }
+            | Self::TooManyOpens { .. }
+            | Self::TooManyShares { .. }
+            | Self::OpenTooLarge { .. }
+            | Self::TimeoutTooLong { .. } => ntstatus::INSUFFICIENT_RESOURCES,
+            // No client can cause these, only a mistake in its SMB server or in the sidecar.
+            Self::AnswerForgotten { .. } | Self::IdentityChanged(_) => ntstatus::INTERNAL_ERROR,
         }
     }
 }
@@ -139,7 +164,9 @@ impl Rejection {
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Registered { incarnation } => write!(f, "registered incarnation={incarnation}"),
+            Self::Registered { incarnation, first_sequence } => {
+                write!(f, "registered incarnation={incarnation} first_sequence={first_sequence}")
+            }
             Self::NodeDown { disconnected, closed } => {
                 write!(f, "node-down disconnected={} closed={}", List(disconnected), List(closed))
             }
@@ -159,14 +186,17 @@ impl fmt::Display for Outcome {
 impl fmt::Display for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Fenced { proposer, current: Some(current) } if *current == proposer.incarnation => {
+                write!(f, "{proposer} is fenced: it was declared down")
+            }
             Self::Fenced { proposer, current: Some(current) } => {
-                write!(f, "{proposer} is fenced: incarnation {current} of its node is the newest")
+                write!(f, "{proposer} is fenced: the newest incarnation of its node is {current}")
             }
             Self::Fenced { proposer, current: None } => {
                 write!(f, "{proposer} is fenced: its node never registered")
             }
             Self::AnswerForgotten { sequence } => {
-                write!(f, "the answer to request {sequence} was acknowledged and is forgotten")
+                write!(f, "request {sequence} is older than those that its proposer waits for")
             }
             Self::TooManyOutstanding { limit } => write!(f, "more than {limit} requests are outstanding"),
             Self::OpenNotFound(open) => write!(f, "there is no open {open}"),
@@ -175,10 +205,17 @@ impl fmt::Display for Rejection {
             Self::NotOwner { open, holder: None } => write!(f, "open {open} waits for its client"),
             Self::OpenConnected { open, owner } => write!(f, "open {open} is connected through {owner}"),
             Self::CreateGuidMismatch(open) => write!(f, "open {open} was made with another CreateGuid"),
+            Self::IdentityChanged(open) => {
+                write!(f, "an update must not change the CreateGuid, owner, share or file of open {open}")
+            }
             Self::ShareServedElsewhere { share, owner } => write!(f, "share {share} is served by {owner}"),
             Self::TooManyOpens { limit } => write!(f, "the cluster holds {limit} opens, its limit"),
-            Self::ImageTooLarge { open, limit } => {
-                write!(f, "the image of open {open} is larger than {limit} bytes")
+            Self::TooManyShares { limit } => write!(f, "{limit} shares are served, the cluster's limit"),
+            Self::OpenTooLarge { open, limit } => {
+                write!(f, "the description of open {open} is larger than {limit} bytes")
+            }
+            Self::TimeoutTooLong { open, limit } => {
+                write!(f, "the timeout of open {open} is longer than {limit}")
             }
         }
     }

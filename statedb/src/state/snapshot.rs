@@ -3,10 +3,11 @@
 use std::fmt;
 
 use super::ids::{LogId, NodeId, ShareName};
+use super::limits::Limits;
 use super::node::Node;
 use super::open::Open;
 use super::share::ServingNode;
-use super::state::{Limits, State};
+use super::state::State;
 use super::time::Timestamp;
 
 /// One row of one table. A snapshot is the stream of all of them; the stored copy keeps them by key.
@@ -71,13 +72,9 @@ impl State {
         for record in records {
             let is_new = match record {
                 Record::Meta { applied, now } => meta.replace((applied, now)).is_none(),
-                Record::Node(id, node) => state.insert_node(id, node),
-                Record::Share(name, serving) => state.insert_share(name, serving),
-                Record::Open(open) => {
-                    let is_new = state.open(open.description.durable_file_id).is_none();
-                    state.insert_open(*open);
-                    is_new
-                }
+                Record::Node(id, node) => state.nodes.insert(id, node).is_none(),
+                Record::Share(name, serving) => state.shares.insert(name, serving).is_none(),
+                Record::Open(open) => state.opens.insert(*open).is_none(),
             };
             if !is_new {
                 return Err(SnapshotError::Duplicate);
