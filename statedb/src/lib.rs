@@ -24,10 +24,15 @@
 //!
 //! Each line is a function in [`state::invariants`], run after every command in tests.
 //!
-//! - A connected open is owned by an incarnation that is up, and by no other.
-//! - A connected open of a share that has a serving node is owned by that node.
-//! - A disconnected open has a deadline; an expired open is gone.
-//! - A node's incarnation never decreases.
+//! - An open lives in the SMB server of an incarnation that is up, or waits as an orphan; never in two.
+//! - An open of a share that has a serving node lives in that node, or is an orphan.
+//! - A disconnected open has a deadline, which does not move; an open whose deadline has passed does not
+//!   come back.
+//! - An open that lost its SMB server is one that the protocol keeps: handle caching, no break in flight.
+//! - Ownership of an open or a share goes from one node to another only by way of nobody.
+//! - A node's incarnation never decreases; one that was superseded or declared down is never up again.
+//! - Cluster time never goes back.
+//! - `answered < first_outstanding + outstanding_max`, and an answer once given is the one given again.
 //!
 //! # What is left out
 //!
@@ -42,6 +47,6 @@ pub use state::{
     AccessMask, ByteRangeLock, Changes, ClientGuid, Command, CreateGuid, CreateOptions, Durability,
     DurableFileId, FileKey, Incarnation, Instance, Lease, LeaseEpoch, LeaseKey, LeaseState, LeaseVersion,
     Limits, LogId, Millis, Node, NodeId, NodeState, Open, OpenDescription, OpenState, Oplock, OplockState,
-    Outcome, Owner, Proposer, Record, Reclaim, Rejection, Request, ServingNode, ShareAccess, ShareName, Sid,
+    Outcome, Owner, Proposer, Reclaim, Record, Rejection, Request, ServingNode, ShareAccess, ShareName, Sid,
     SnapshotError, State, Timestamp,
 };

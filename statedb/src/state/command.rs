@@ -8,8 +8,10 @@ use super::open::OpenDescription;
 /// One entry of the log that changes the state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// The SMB service of `node` has started, or its sidecar has. A new `instance` supersedes the
-    /// node's incarnation before it; the same instance gets the incarnation it had.
+    /// The SMB service of `node` has started, or its sidecar has. The same instance gets the incarnation
+    /// that it had. A new one supersedes the node's incarnation before it, which is a `NodeDown` of that
+    /// one if it was up: whoever proposes this has seen to it that the earlier service has ended. An
+    /// instance that was superseded or declared down is refused for ever.
     RegisterNode {
         /// The node.
         node: NodeId,
@@ -43,7 +45,8 @@ pub struct Proposer {
     pub owner: Owner,
     /// Counts the requests of this incarnation. A repetition carries the number of the original.
     pub sequence: u64,
-    /// Every request below this sequence has been answered, so those answers can be forgotten.
+    /// Every request below this sequence has been answered, so those answers can be forgotten. From the
+    /// first request of a restarted sidecar on, also: whatever its earlier run still has on the way.
     pub first_outstanding: u64,
 }
 
@@ -52,15 +55,19 @@ pub struct Proposer {
 pub enum Request {
     /// A client is about to be told that it has this open.
     Grant(Box<OpenDescription>),
-    /// These opens of the proposer have changed. All of them, or none if one is refused.
+    /// These opens of the proposer have changed. All of them, or none if one is refused. An open stays
+    /// the open that it is: id, CreateGuid, owner's SID, share and file do not change, nor does its state.
     Update(Vec<OpenDescription>),
-    /// The connection of this open of the proposer is gone, and the SMB server keeps the open.
+    /// The connection of this open of the proposer is gone, and the SMB server keeps the open. One that
+    /// does not outlive its connection is closed.
     Disconnect(DurableFileId),
     /// A client is about to be told that it has its open back.
     Reclaim(Reclaim),
-    /// The open is closed, or purged by somebody who wanted the file.
+    /// The open is closed, or purged by somebody who wanted the file. An orphan can be purged by the node
+    /// that serves its share.
     Close(DurableFileId),
-    /// A client wants to connect to the share through the proposer.
+    /// A client wants to connect to the share through the proposer. What others keep of the share's
+    /// opens becomes orphaned; while a client of theirs is connected, this is refused.
     ServeShare(ShareName),
     /// The proposer has no tree connect to the share any more.
     ReleaseShare(ShareName),
@@ -71,7 +78,8 @@ pub enum Request {
 pub struct Reclaim {
     /// The open it wants back.
     pub durable_file_id: DurableFileId,
-    /// The CreateGuid by which the open was made; zero for v1.
+    /// The CreateGuid by which the open was made; zero for v1. A v1 reconnect names none, and its SMB
+    /// server fills in what its own record of the open says.
     pub create_guid: CreateGuid,
 }
 

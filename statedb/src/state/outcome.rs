@@ -66,7 +66,8 @@ pub enum Rejection {
         /// The sequence that was asked again.
         sequence: u64,
     },
-    /// More requests are outstanding than a proposer may have.
+    /// More requests are outstanding than a proposer may have. This is no answer to the request, which
+    /// nobody has looked at: it may be made again when others have been answered.
     TooManyOutstanding {
         /// The limit.
         limit: u64,
