@@ -1,0 +1,7 @@
+//! The world around Holdfast, for its tests, its demo and its benchmarks: SMB clients, real `smbd`s, proxies,
+//! and ways to hurt them.
+
+pub mod net;
+pub mod process;
+pub mod samba;
+pub mod smb_client;
