@@ -3,5 +3,7 @@
 
 pub mod net;
 pub mod process;
+pub mod proxy;
 pub mod samba;
 pub mod smb_client;
+pub mod smbtorture;

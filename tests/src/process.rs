@@ -32,7 +32,7 @@ const REAP_TIMEOUT: Duration = Duration::from_secs(10);
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Reads until the harness closes the other end, by dying at the latest; then kills the group given as `$1`.
-const GUARD_SCRIPT: &str = r#"read -r _; kill -KILL -- "-$1""#;
+const GUARD_SCRIPT: &str = r#"read -r _; kill -9 "-$1""#;
 
 /// Why a process cannot be started or ended.
 #[derive(Debug, thiserror::Error)]
@@ -224,6 +224,21 @@ mod tests {
 
         assert!(!alive(group.pid()), "the shell is alive or a zombie");
         assert!(!sleepers.iter().any(|&pid| alive(pid)), "a descendant is alive or a zombie");
+        assert_eq!(group.try_exit_status().unwrap().signal(), Some(9));
+    }
+
+    #[test]
+    fn the_guard_kills_when_the_harness_is_gone() {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "sleep 60 & wait"]);
+        let mut group = ProcessGroup::spawn(command).unwrap();
+        // What the kernel does when the harness dies.
+        drop(group.guard.stdin.take());
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while group.is_running() {
+            assert!(Instant::now() < deadline, "nobody killed it");
+            thread::sleep(POLL_INTERVAL);
+        }
         assert_eq!(group.try_exit_status().unwrap().signal(), Some(9));
     }
 

@@ -95,8 +95,7 @@ pub enum SambaError {
 pub struct SambaTools {
     smbd: PathBuf,
     pdbedit: PathBuf,
-    /// `smbtorture`, which is a package of its own in Debian.
-    pub(crate) smbtorture: Option<PathBuf>,
+    smbtorture: Option<PathBuf>,
 }
 
 impl SambaTools {
@@ -107,6 +106,11 @@ impl SambaTools {
             pdbedit: find_program("pdbedit")?,
             smbtorture: find_program("smbtorture").ok(),
         })
+    }
+
+    /// `smbtorture`, which is a package of its own in Debian.
+    pub fn smbtorture(&self) -> Option<&Path> {
+        self.smbtorture.as_deref()
     }
 
     /// The version that `smbd` reports, such as `4.17.12-Debian`.
