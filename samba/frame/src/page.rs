@@ -33,8 +33,8 @@
 //! - The file is never truncated and never shrinks: a process that has it mapped would die of it. A file with
 //!   another layout is replaced by a new file under the same name; processes that mapped the old one see no
 //!   lease extended any more and end at their deadline ([`PageReader::is_current`] lets them notice earlier).
-//! - `lease_deadline_ns` is written before the `instance_tag` that it belongs to ([`PageWriter::bind`]), so whoever
-//!   sees his own tag sees a deadline that was meant for him.
+//! - `lease_deadline_ns` is never read as another instance's: it changes hands while `instance_tag` is 0
+//!   ([`PageWriter::bind`], [`PageReader::serving_until`]).
 //!
 //! Bits are read and written with sequentially consistent operations. The sidecar sets a bit and then answers a
 //! request over the socket; a process that hears of the answer by any path must also see the bit, and the strongest
@@ -135,7 +135,7 @@ impl NodeSlot {
 }
 
 /// The tag of an instance in the page. Never 0, which stands for "none".
-pub fn instance_tag(instance: &[u8; 16]) -> u64 {
+fn instance_tag(instance: &[u8; 16]) -> u64 {
     let [a, b, c, d, e, f, g, h, ..] = *instance;
     u64::from_le_bytes([a, b, c, d, e, f, g, h]).max(1)
 }
@@ -261,8 +261,13 @@ impl PageWriter {
     /// Makes `instance` the one that may serve, until `lease_deadline_ns` (`CLOCK_MONOTONIC`). Processes of any other
     /// instance end at their next tick.
     pub fn bind(&mut self, instance: &[u8; 16], lease_deadline_ns: u64) {
+        let tag = instance_tag(instance);
+        if self.mapping.layout().instance_tag.load(Ordering::SeqCst) != tag {
+            // So that no process of the former instance takes the new deadline for its own.
+            self.unbind();
+        }
         self.extend_lease(lease_deadline_ns);
-        self.mapping.layout().instance_tag.store(instance_tag(instance), Ordering::SeqCst);
+        self.mapping.layout().instance_tag.store(tag, Ordering::SeqCst);
     }
 
     /// No instance may serve any more: every process that was bound ends at its next tick.
@@ -432,17 +437,18 @@ impl PageReader {
         found && (stat.st_dev, stat.st_ino) == self.mapping.file
     }
 
-    /// The tag of the instance that may serve ([`instance_tag`]); 0 when there is none.
-    pub fn instance_tag(&self) -> u64 {
-        self.mapping.layout().instance_tag.load(Ordering::SeqCst)
+    /// Until when this instance may serve, on `CLOCK_MONOTONIC`; `None` when it is not the one that may.
+    pub fn serving_until(&self, instance: &[u8; 16]) -> Option<u64> {
+        let layout = self.mapping.layout();
+        let bound = || layout.instance_tag.load(Ordering::SeqCst) == instance_tag(instance);
+        // The tag before the deadline: it was written after it, so the deadline is not an older one. And again
+        // after it: a deadline for another instance is written when the tag is gone already.
+        let before = bound();
+        let lease_deadline_ns = layout.lease_deadline_ns.load(Ordering::SeqCst);
+        (before && bound()).then_some(lease_deadline_ns)
     }
 
-    /// When this node must have stopped, on `CLOCK_MONOTONIC`; 0 when it may not serve at all.
-    pub fn lease_deadline_ns(&self) -> u64 {
-        self.mapping.layout().lease_deadline_ns.load(Ordering::SeqCst)
-    }
-
-    /// How often to look at the two above.
+    /// How often to look at [`Self::serving_until`].
     pub fn fence_tick_ns(&self) -> u64 {
         self.mapping.layout().fence_tick_ns.load(Ordering::SeqCst)
     }
@@ -464,7 +470,8 @@ impl PageReader {
         let layout = self.mapping.layout();
         let version = layout.in_use_version.load(Ordering::Acquire);
         let length = layout.in_use_len.load(Ordering::Relaxed) as usize;
-        for (word, bytes) in layout.in_use_record.iter().zip(copy.chunks_exact_mut(8)) {
+        let words = layout.in_use_record.iter().take(length.div_ceil(8));
+        for (word, bytes) in words.zip(copy.chunks_exact_mut(8)) {
             bytes.copy_from_slice(&word.load(Ordering::Relaxed).to_le_bytes());
         }
         fence(Ordering::Acquire);
@@ -603,8 +610,7 @@ mod tests {
         let dir = TestDir::new("new");
         let _writer = dir.writer();
         let reader = dir.reader();
-        assert_eq!(reader.instance_tag(), 0);
-        assert_eq!(reader.lease_deadline_ns(), 0);
+        assert_eq!(reader.serving_until(&[0; 16]), None);
         assert_eq!(reader.fence_tick_ns(), LIMITS.fence_tick_ns);
         assert_eq!(reader.open_global_durable_min_len(), 400);
         assert_eq!(reader.node_slot(), None);
@@ -613,17 +619,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn one_instance_at_a_time_may_serve() {
         let dir = TestDir::new("fields");
         let mut writer = dir.writer();
         let reader = dir.reader();
-        let instance = *b"\x01\x02\x03\x04\x05\x06\x07\x08 the rest";
-        writer.bind(&instance[..16].try_into().expect("16"), 77);
-        assert_eq!((reader.instance_tag(), reader.lease_deadline_ns()), (0x0807_0605_0403_0201, 77));
+        let (first, second) = ([1; 16], [2; 16]);
+        writer.bind(&first, 77);
+        assert_eq!((reader.serving_until(&first), reader.serving_until(&second)), (Some(77), None));
         writer.extend_lease(99);
-        assert_eq!(reader.lease_deadline_ns(), 99);
+        assert_eq!(reader.serving_until(&first), Some(99));
+        writer.bind(&second, 111);
+        assert_eq!((reader.serving_until(&first), reader.serving_until(&second)), (None, Some(111)));
         writer.unbind();
-        assert_eq!(reader.instance_tag(), 0);
+        assert_eq!(reader.serving_until(&second), None);
     }
 
     #[test]
@@ -704,7 +712,7 @@ mod tests {
 
         let mut writer = dir.writer();
         assert!(reader.is_current(&c_path(&dir.page()).expect("path")));
-        assert_eq!((reader.instance_tag(), reader.lease_deadline_ns()), (instance_tag(&[9; 16]), 1234));
+        assert_eq!(reader.serving_until(&[9; 16]), Some(1234));
         assert!(reader.may_track_id(1) && reader.may_track_file(b"stale"));
 
         writer.replace_all([2, 3], [], [b"kept".to_vec()]);
@@ -730,7 +738,7 @@ mod tests {
         let _writer = dir.writer();
         assert!(!reader.is_current(&path));
         // The old mapping goes on working, and goes on granting nothing.
-        assert_eq!(reader.instance_tag(), 0);
+        assert_eq!(reader.serving_until(&[0; 16]), None);
     }
 
     #[test]

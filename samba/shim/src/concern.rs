@@ -1,0 +1,185 @@
+//! Which calls concern the cluster. Pure functions of the call and the page, in the middle of every database call
+//! of `smbd`: a few memory loads, no system call.
+
+use frame::page::IN_USE_RECORD_MAX;
+use frame::{Database, PageReader};
+
+/// What is about to happen to a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// It gets a value of this length.
+    Store {
+        /// In bytes.
+        value_len: usize,
+    },
+    /// It goes.
+    Delete,
+}
+
+/// Whether the sidecar has to be asked before this change.
+///
+/// Without a page there is no sidecar yet, so no tree connect can have been admitted and there is nothing to
+/// change; if it is tried all the same, the sidecar has to be waited for.
+pub(crate) fn must_ask(page: Option<&PageReader>, database: Database, key: &[u8], change: Change) -> bool {
+    let Some(page) = page else { return true };
+    match database {
+        // A key of another length is not an open: newer Samba keeps its replay cache in the same database.
+        Database::OpenGlobal => global_id(key).is_some_and(|persistent_id| {
+            let may_be_durable = match change {
+                Change::Store { value_len } => value_len >= page.open_global_durable_min_len(),
+                Change::Delete => false,
+            };
+            may_be_durable || page.may_track_id(persistent_id)
+        }),
+        Database::Locking | Database::Brlock => page.may_track_file(key),
+        Database::Leases => page.may_track_lease(key),
+        // The gate: whether this node may serve the share at all, and when it stops to.
+        Database::TconGlobal => true,
+    }
+}
+
+/// The record to show Samba's allocator of persistent ids for a key that has none here, if this node must not draw
+/// that id: because it is in another node's share of the ids, or because an open that is tracked has it.
+///
+/// Samba 4.17 draws random 32-bit ids until it finds one without a record. So two nodes, which see only their own
+/// database, never draw the same id.
+pub(crate) fn in_use_record<'a>(
+    page: Option<&PageReader>,
+    key: &[u8],
+    copy: &'a mut [u8; IN_USE_RECORD_MAX],
+) -> Option<&'a [u8]> {
+    let page = page?;
+    let persistent_id = global_id(key)?;
+    let slot = page.node_slot()?;
+    if slot.owns(persistent_id) && !page.may_track_id(persistent_id) {
+        return None;
+    }
+    let length = page.in_use_record(copy)?;
+    copy.get(..length)
+}
+
+/// An open's key in `smbXsrv_open_global.tdb`; the low half of its persistent id.
+fn global_id(key: &[u8]) -> Option<u32> {
+    key.try_into().ok().map(u32::from_be_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::CString;
+    use std::os::unix::ffi::OsStrExt;
+    use std::path::PathBuf;
+
+    use frame::{Limits, NodeSlot, PageWriter};
+
+    use super::*;
+
+    const DURABLE_LEN: usize = 400;
+    const STORE: Change = Change::Store { value_len: 256 };
+
+    struct Pages {
+        directory: PathBuf,
+        writer: PageWriter,
+        reader: PageReader,
+    }
+
+    impl Pages {
+        fn new(test: &str) -> Self {
+            let directory =
+                std::env::temp_dir().join(format!("holdfast-concern-{}-{test}", std::process::id()));
+            std::fs::create_dir_all(&directory).expect("temporary directory");
+            let path = directory.join(frame::PAGE_FILE);
+            let limits = Limits { fence_tick_ns: 1, open_global_durable_min_len: DURABLE_LEN as u32 };
+            let writer = PageWriter::open(&path, limits).expect("page");
+            let path = CString::new(path.as_os_str().as_bytes()).expect("path");
+            let reader = PageReader::open(&path).expect("page");
+            Self { directory, writer, reader }
+        }
+
+        fn asks(&self, database: Database, key: &[u8], change: Change) -> bool {
+            must_ask(Some(&self.reader), database, key, change)
+        }
+    }
+
+    impl Drop for Pages {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.directory);
+        }
+    }
+
+    #[test]
+    fn an_open_concerns_the_cluster_when_it_may_be_durable_or_is_tracked() {
+        let mut pages = Pages::new("open");
+        let key = 77_u32.to_be_bytes();
+        let cases = [(0, false), (256, false), (DURABLE_LEN - 1, false), (DURABLE_LEN, true), (648, true)];
+        for (value_len, expected) in cases {
+            assert_eq!(
+                pages.asks(Database::OpenGlobal, &key, Change::Store { value_len }),
+                expected,
+                "{value_len}"
+            );
+        }
+        assert!(!pages.asks(Database::OpenGlobal, &key, Change::Delete));
+        pages.writer.set_id(77);
+        assert!(pages.asks(Database::OpenGlobal, &key, STORE));
+        assert!(pages.asks(Database::OpenGlobal, &key, Change::Delete));
+    }
+
+    #[test]
+    fn a_replay_cache_entry_is_not_an_open() {
+        let pages = Pages::new("replay");
+        assert!(!pages.asks(Database::OpenGlobal, &[0; 32], Change::Store { value_len: 5000 }));
+    }
+
+    #[test]
+    fn share_modes_locks_and_leases_concern_the_cluster_when_tracked() {
+        let mut pages = Pages::new("tracked");
+        let (file, lease) = ([3; 24], [4; 32]);
+        for change in [STORE, Change::Delete] {
+            assert!(!pages.asks(Database::Locking, &file, change));
+            assert!(!pages.asks(Database::Brlock, &file, change));
+            assert!(!pages.asks(Database::Leases, &lease, change));
+        }
+        pages.writer.set_file(&file);
+        pages.writer.set_lease(&lease);
+        for change in [STORE, Change::Delete] {
+            assert!(pages.asks(Database::Locking, &file, change));
+            assert!(pages.asks(Database::Brlock, &file, change));
+            assert!(pages.asks(Database::Leases, &lease, change));
+            assert!(!pages.asks(Database::Leases, &file, change));
+        }
+    }
+
+    #[test]
+    fn a_tree_connect_always_concerns_the_cluster() {
+        let pages = Pages::new("tcon");
+        assert!(pages.asks(Database::TconGlobal, &[0; 4], STORE));
+        assert!(pages.asks(Database::TconGlobal, &[0; 4], Change::Delete));
+    }
+
+    #[test]
+    fn without_a_page_everything_waits_for_the_sidecar() {
+        for database in Database::ALL {
+            assert!(must_ask(None, database, &[0; 4], STORE));
+        }
+    }
+
+    #[test]
+    fn only_free_ids_of_the_own_slot_are_drawn() {
+        let mut pages = Pages::new("draw");
+        let mut copy = [0; IN_USE_RECORD_MAX];
+        let mut shown = |pages: &Pages, id: u32| {
+            in_use_record(Some(&pages.reader), &id.to_be_bytes(), &mut copy).map(<[u8]>::to_vec)
+        };
+        assert_eq!(shown(&pages, 5), None, "nothing is known yet");
+        pages.writer.set_allocator(NodeSlot::new(2).expect("slot"), b"in use").expect("fits");
+        for id in 0..800 {
+            let expected = (id % 8 != 2).then(|| b"in use".to_vec());
+            assert_eq!(shown(&pages, id), expected, "{id}");
+        }
+        pages.writer.set_id(10);
+        assert_eq!(shown(&pages, 10), Some(b"in use".to_vec()));
+        let mut copy = [0; IN_USE_RECORD_MAX];
+        assert_eq!(in_use_record(Some(&pages.reader), &[0; 32], &mut copy), None, "not an open");
+        assert_eq!(in_use_record(None, &[0; 4], &mut copy), None);
+    }
+}

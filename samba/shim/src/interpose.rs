@@ -1,0 +1,297 @@
+//! The functions of libtdb that this library stands in for. Each has the C signature and the contract of libtdb's
+//! function of its name, and adds only what is said here.
+
+#![expect(unsafe_code, reason = "these are C functions")]
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+
+use frame::page::IN_USE_RECORD_MAX;
+use frame::{Database, Request, TdbError};
+
+use crate::concern::{self, Change};
+use crate::libtdb::{self, Context, Data, Parser};
+use crate::sidecar::{self, Verdict};
+use crate::{databases, fence, process};
+
+/// Remembers which database was opened. The first of the five makes this process part of an instance.
+///
+/// # Safety
+///
+/// As for libtdb's function.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn tdb_open_ex(
+    name: *const c_char,
+    hash_size: c_int,
+    tdb_flags: c_int,
+    open_flags: c_int,
+    mode: libc::mode_t,
+    log_ctx: *const c_void,
+    hash_fn: *const c_void,
+) -> *mut Context {
+    // SAFETY: passed through.
+    let context =
+        unsafe { libtdb::tdb_open_ex(name, hash_size, tdb_flags, open_flags, mode, log_ctx, hash_fn) };
+    keeping_errno(|| {
+        databases::forget(context);
+        if context.is_null() || name.is_null() {
+            return;
+        }
+        // SAFETY: libtdb has just opened a file of this name, so it is a C string.
+        let path = unsafe { CStr::from_ptr(name) }.to_bytes();
+        let file_name = path.rsplit(|byte| *byte == b'/').next().unwrap_or(path);
+        if let Some(database) = Database::from_file_name(file_name)
+            && process::join()
+        {
+            databases::remember(database, context);
+        }
+    });
+    context
+}
+
+/// Forgets the database.
+///
+/// # Safety
+///
+/// As for libtdb's function.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn tdb_close(tdb: *mut Context) -> c_int {
+    databases::forget(tdb);
+    // SAFETY: passed through.
+    unsafe { libtdb::tdb_close(tdb) }
+}
+
+/// Asks first, where the store concerns the cluster.
+///
+/// # Safety
+///
+/// As for libtdb's function.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn tdb_store(tdb: *mut Context, key: Data, dbuf: Data, flag: c_int) -> c_int {
+    // SAFETY: key and value are readable during the call.
+    if unsafe { refuses_store(tdb, key, &[dbuf]) } {
+        return -1;
+    }
+    // SAFETY: passed through.
+    unsafe { libtdb::tdb_store(tdb, key, dbuf, flag) }
+}
+
+/// Asks first, where the store concerns the cluster. The value comes in several pieces.
+///
+/// # Safety
+///
+/// As for libtdb's function.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn tdb_storev(
+    tdb: *mut Context,
+    key: Data,
+    dbufs: *const Data,
+    num_dbufs: c_int,
+    flag: c_int,
+) -> c_int {
+    let pieces = match usize::try_from(num_dbufs) {
+        // SAFETY: the caller passes an array of this length.
+        Ok(count) if !dbufs.is_null() => unsafe { std::slice::from_raw_parts(dbufs, count) },
+        _ => &[],
+    };
+    // SAFETY: key and pieces are readable during the call.
+    if unsafe { refuses_store(tdb, key, pieces) } {
+        return -1;
+    }
+    // SAFETY: passed through.
+    unsafe { libtdb::tdb_storev(tdb, key, dbufs, num_dbufs, flag) }
+}
+
+/// Asks first, where the delete concerns the cluster.
+///
+/// # Safety
+///
+/// As for libtdb's function.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn tdb_delete(tdb: *mut Context, key: Data) -> c_int {
+    // SAFETY: the key is readable during the call.
+    if unsafe { refuses_delete(tdb, key) } {
+        return -1;
+    }
+    // SAFETY: passed through.
+    unsafe { libtdb::tdb_delete(tdb, key) }
+}
+
+/// Says why the last call was refused, if it was refused here; libtdb knows nothing of it.
+///
+/// # Safety
+///
+/// As for libtdb's function.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn tdb_error(tdb: *mut Context) -> c_int {
+    match databases::database_of(tdb).and_then(databases::refused) {
+        Some(error) => error as c_int,
+        // SAFETY: passed through.
+        None => unsafe { libtdb::tdb_error(tdb) },
+    }
+}
+
+/// Shows an id that this node must not draw as one in use.
+///
+/// # Safety
+///
+/// As for libtdb's function.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn tdb_parse_record(
+    tdb: *mut Context,
+    key: Data,
+    parser: Parser,
+    private_data: *mut c_void,
+) -> c_int {
+    let database = databases::database_of(tdb);
+    if let Some(database) = database {
+        databases::set_refused(database, None);
+    }
+    if database != Some(Database::OpenGlobal) {
+        // SAFETY: passed through.
+        return unsafe { libtdb::tdb_parse_record(tdb, key, parser, private_data) };
+    }
+    // The result alone does not tell a missing record from a parser that fails.
+    let mut watched = WatchedParser { parser, private_data, called: false };
+    // SAFETY: `watched` outlives the call, and `call_watched` expects it.
+    let result = unsafe { libtdb::tdb_parse_record(tdb, key, call_watched, (&raw mut watched).cast()) };
+    let mut copy = [0; IN_USE_RECORD_MAX];
+    if !watched.called
+        && result == -1
+        // SAFETY: the key is readable during the call.
+        && let Some(record) = concern::in_use_record(fence::page(), unsafe { key.as_slice() }, &mut copy)
+    {
+        // SAFETY: the parser gets what it would get from libtdb: a key and a value that live during the call.
+        return unsafe { parser(key, Data::from_slice(record), private_data) };
+    }
+    result
+}
+
+/// Shows an id that this node must not draw as one in use.
+///
+/// # Safety
+///
+/// As for libtdb's function.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn tdb_fetch(tdb: *mut Context, key: Data) -> Data {
+    let database = databases::database_of(tdb);
+    if let Some(database) = database {
+        databases::set_refused(database, None);
+    }
+    // SAFETY: passed through.
+    let fetched = unsafe { libtdb::tdb_fetch(tdb, key) };
+    if database != Some(Database::OpenGlobal) || !fetched.dptr.is_null() {
+        return fetched;
+    }
+    let mut copy = [0; IN_USE_RECORD_MAX];
+    // SAFETY: the key is readable during the call.
+    let Some(record) = concern::in_use_record(fence::page(), unsafe { key.as_slice() }, &mut copy) else {
+        return fetched;
+    };
+    // SAFETY: the caller frees the value with free(), so it comes from malloc; it is written only if it is there,
+    // and does not overlap the copy.
+    unsafe {
+        let value = libc::malloc(record.len()).cast::<u8>();
+        if value.is_null() {
+            return fetched;
+        }
+        value.copy_from_nonoverlapping(record.as_ptr(), record.len());
+        Data { dptr: value, dsize: record.len() }
+    }
+}
+
+/// A caller's parser, and whether libtdb called it.
+struct WatchedParser {
+    parser: Parser,
+    private_data: *mut c_void,
+    called: bool,
+}
+
+unsafe extern "C" fn call_watched(key: Data, data: Data, watched: *mut c_void) -> c_int {
+    // SAFETY: `tdb_parse_record` above passes a `WatchedParser` that outlives the call.
+    let watched = unsafe { &mut *watched.cast::<WatchedParser>() };
+    watched.called = true;
+    // SAFETY: what libtdb passes on, with the caller's own pointer.
+    unsafe { (watched.parser)(key, data, watched.private_data) }
+}
+
+/// Whether a store must not be made, after asking if it concerns the cluster.
+///
+/// # Safety
+///
+/// Key and pieces are readable.
+unsafe fn refuses_store(tdb: *mut Context, key: Data, pieces: &[Data]) -> bool {
+    let Some(database) = databases::database_of(tdb) else { return false };
+    // SAFETY: promised by the caller.
+    let key = unsafe { key.as_slice() };
+    let value_len = pieces.iter().fold(0, |length: usize, piece| length.saturating_add(piece.dsize));
+    refuses(database, key, Change::Store { value_len }, |key| {
+        let mut value = copied(value_len)?;
+        for piece in pieces {
+            // SAFETY: promised by the caller.
+            value.extend_from_slice(unsafe { piece.as_slice() });
+        }
+        Some(Request::Store { database, key, value })
+    })
+}
+
+/// Whether a delete must not be made, after asking if it concerns the cluster.
+///
+/// # Safety
+///
+/// The key is readable.
+unsafe fn refuses_delete(tdb: *mut Context, key: Data) -> bool {
+    let Some(database) = databases::database_of(tdb) else { return false };
+    // SAFETY: promised by the caller.
+    let key = unsafe { key.as_slice() };
+    refuses(database, key, Change::Delete, |key| Some(Request::Delete { database, key }))
+}
+
+fn refuses(
+    database: Database,
+    key: &[u8],
+    change: Change,
+    request: impl FnOnce(Vec<u8>) -> Option<Request>,
+) -> bool {
+    databases::set_refused(database, None);
+    if !concern::must_ask(fence::page(), database, key, change) {
+        return false;
+    }
+    keeping_errno(|| {
+        let request = copied(key.len()).and_then(|mut copy| {
+            copy.extend_from_slice(key);
+            request(copy)
+        });
+        let verdict = match request {
+            Some(request) => sidecar::ask(&request),
+            None => Verdict::Refuse(TdbError::Oom),
+        };
+        match verdict {
+            Verdict::Proceed => false,
+            Verdict::Refuse(error) => {
+                databases::set_refused(database, Some(error));
+                true
+            }
+        }
+    })
+}
+
+/// Room for a copy, unless it can never be sent or there is no memory.
+fn copied(length: usize) -> Option<Vec<u8>> {
+    let mut copy = Vec::new();
+    if length > frame::frame::MAX_FRAME || copy.try_reserve_exact(length).is_err() {
+        return None;
+    }
+    Some(copy)
+}
+
+/// Runs `action` and leaves errno as it was.
+fn keeping_errno<R>(action: impl FnOnce() -> R) -> R {
+    // SAFETY: the address of the thread's own errno.
+    let errno = unsafe { libc::__errno_location() };
+    // SAFETY: as above.
+    let before = unsafe { *errno };
+    let result = action();
+    // SAFETY: as above.
+    unsafe { *errno = before };
+    result
+}
