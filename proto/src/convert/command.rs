@@ -10,8 +10,8 @@ use crate::pb::storage::v1 as pb;
 use pb::command::Command as PbCommand;
 use pb::from_smb_node::Request as PbRequest;
 
-impl From<Command> for pb::Command {
-    fn from(command: Command) -> Self {
+impl From<&Command> for pb::Command {
+    fn from(command: &Command) -> Self {
         let command = match command {
             Command::RegisterNode { node, instance } => {
                 PbCommand::RegisterNode(pb::RegisterNode { node_id: node.0, instance: instance.0.to_vec() })
@@ -21,7 +21,7 @@ impl From<Command> for pb::Command {
             }
             Command::ExpireOpens => PbCommand::ExpireOpens(pb::ExpireOpens {}),
             Command::FromSmbNode { proposer, request } => PbCommand::FromSmbNode(pb::FromSmbNode {
-                proposer: Some(proposer.into()),
+                proposer: Some((*proposer).into()),
                 request: Some(request.into()),
             }),
         };
@@ -38,10 +38,9 @@ impl TryFrom<pb::Command> for Command {
                 node: NodeId(register.node_id),
                 instance: Instance(sixteen("RegisterNode", "instance", &register.instance)?),
             },
-            PbCommand::NodeDown(down) => Self::NodeDown {
-                node: NodeId(down.node_id),
-                incarnation: Incarnation(down.incarnation),
-            },
+            PbCommand::NodeDown(down) => {
+                Self::NodeDown { node: NodeId(down.node_id), incarnation: Incarnation(down.incarnation) }
+            }
             PbCommand::ExpireOpens(pb::ExpireOpens {}) => Self::ExpireOpens,
             PbCommand::FromSmbNode(from) => Self::FromSmbNode {
                 proposer: required("FromSmbNode", "proposer", from.proposer)?.try_into()?,
@@ -73,12 +72,12 @@ impl TryFrom<pb::Proposer> for Proposer {
     }
 }
 
-impl From<Request> for PbRequest {
-    fn from(request: Request) -> Self {
+impl From<&Request> for PbRequest {
+    fn from(request: &Request) -> Self {
         match request {
-            Request::Grant(open) => Self::Grant(Box::new((*open).into())),
+            Request::Grant(open) => Self::Grant(Box::new(open.as_ref().into())),
             Request::Update(opens) => {
-                Self::Update(pb::Update { opens: opens.into_iter().map(Into::into).collect() })
+                Self::Update(pb::Update { opens: opens.iter().map(Into::into).collect() })
             }
             Request::Disconnect(id) => Self::Disconnect(id.0),
             Request::Reclaim(reclaim) => Self::Reclaim(pb::Reclaim {

@@ -41,8 +41,8 @@ impl From<pb::FileKey> for FileKey {
 }
 
 /// Ids as plain numbers.
-pub(super) fn numbers(ids: Vec<DurableFileId>) -> Vec<u64> {
-    ids.into_iter().map(|id| id.0).collect()
+pub(super) fn numbers(ids: &[DurableFileId]) -> Vec<u64> {
+    ids.iter().map(|id| id.0).collect()
 }
 
 /// Plain numbers as ids.

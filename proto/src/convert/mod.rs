@@ -8,7 +8,6 @@ mod outcome;
 mod record;
 mod rejection;
 
-
 use prost::Message;
 
 use crate::WireError;

@@ -10,8 +10,8 @@ use crate::WireError;
 use crate::pb::storage::v1 as pb;
 use pb::open::State as PbState;
 
-impl From<Open> for pb::Open {
-    fn from(open: Open) -> Self {
+impl From<&Open> for pb::Open {
+    fn from(open: &Open) -> Self {
         let state = match open.state {
             OpenState::Connected { owner } => PbState::Connected(pb::Connected { owner: Some(owner.into()) }),
             OpenState::Disconnected { keeper, durable_open_scavenger_timeout } => {
@@ -21,7 +21,7 @@ impl From<Open> for pb::Open {
                 })
             }
         };
-        Self { description: Some(open.description.into()), state: Some(state) }
+        Self { description: Some((&open.description).into()), state: Some(state) }
     }
 }
 
@@ -42,16 +42,16 @@ impl TryFrom<pb::Open> for Open {
     }
 }
 
-impl From<OpenDescription> for pb::OpenDescription {
-    fn from(open: OpenDescription) -> Self {
+impl From<&OpenDescription> for pb::OpenDescription {
+    fn from(open: &OpenDescription) -> Self {
         Self {
             durable_file_id: open.durable_file_id.0,
             create_guid: open.create_guid.0.to_vec(),
             client_guid: open.client_guid.0.to_vec(),
             app_instance_id: open.app_instance_id.map(|id| id.to_vec()),
-            durable_owner: open.durable_owner.0,
+            durable_owner: open.durable_owner.0.clone(),
             share: open.share.as_str().to_owned(),
-            path: open.path,
+            path: open.path.clone(),
             file: Some(open.file.into()),
             granted_access: open.granted_access.0,
             share_access: open.share_access.0,
@@ -60,8 +60,8 @@ impl From<OpenDescription> for pb::OpenDescription {
             oplock_state: pb::OplockState::from(open.oplock_state).into(),
             durability: pb::Durability::from(open.durability).into(),
             durable_open_timeout_ms: open.durable_open_timeout.0,
-            byte_range_locks: open.byte_range_locks.into_iter().map(Into::into).collect(),
-            lock_sequence_array: open.lock_sequence_array,
+            byte_range_locks: open.byte_range_locks.iter().copied().map(Into::into).collect(),
+            lock_sequence_array: open.lock_sequence_array.clone(),
             delete_on_close: open.delete_on_close,
             position: open.position,
             image: open.image.to_vec(),
@@ -74,7 +74,8 @@ impl TryFrom<pb::OpenDescription> for OpenDescription {
 
     fn try_from(open: pb::OpenDescription) -> Result<Self, WireError> {
         const MESSAGE: &str = "OpenDescription";
-        let app_instance_id = open.app_instance_id.map(|id| sixteen(MESSAGE, "app_instance_id", &id)).transpose()?;
+        let app_instance_id =
+            open.app_instance_id.map(|id| sixteen(MESSAGE, "app_instance_id", &id)).transpose()?;
         Ok(Self {
             durable_file_id: DurableFileId(open.durable_file_id),
             create_guid: CreateGuid(sixteen(MESSAGE, "create_guid", &open.create_guid)?),

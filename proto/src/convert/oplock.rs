@@ -67,12 +67,13 @@ impl TryFrom<pb::Lease> for Lease {
     fn try_from(lease: pb::Lease) -> Result<Self, WireError> {
         const MESSAGE: &str = "Lease";
         let invalid_version = |what: String| WireError::invalid(MESSAGE, "version", what);
-        let version =
-            match pb::LeaseVersion::try_from(lease.version).map_err(|error| invalid_version(error.to_string()))? {
-                pb::LeaseVersion::Unspecified => return Err(invalid_version(UNSPECIFIED.to_owned())),
-                pb::LeaseVersion::V1 => LeaseVersion::V1,
-                pb::LeaseVersion::V2 => LeaseVersion::V2,
-            };
+        let version = match pb::LeaseVersion::try_from(lease.version)
+            .map_err(|error| invalid_version(error.to_string()))?
+        {
+            pb::LeaseVersion::Unspecified => return Err(invalid_version(UNSPECIFIED.to_owned())),
+            pb::LeaseVersion::V1 => LeaseVersion::V1,
+            pb::LeaseVersion::V2 => LeaseVersion::V2,
+        };
         let epoch = u16::try_from(lease.epoch)
             .map_err(|_| WireError::invalid(MESSAGE, "epoch", format!("{} exceeds 65535", lease.epoch)))?;
         Ok(Self {

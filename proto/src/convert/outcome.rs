@@ -8,12 +8,13 @@ use crate::WireError;
 use crate::pb::storage::v1 as pb;
 use pb::outcome::Outcome as PbOutcome;
 
-impl From<Outcome> for pb::Outcome {
-    fn from(outcome: Outcome) -> Self {
+impl From<&Outcome> for pb::Outcome {
+    fn from(outcome: &Outcome) -> Self {
         let outcome = match outcome {
-            Outcome::Registered { incarnation, first_sequence } => {
-                PbOutcome::Registered(pb::Registered { incarnation: incarnation.0, first_sequence })
-            }
+            Outcome::Registered { incarnation, first_sequence } => PbOutcome::Registered(pb::Registered {
+                incarnation: incarnation.0,
+                first_sequence: *first_sequence,
+            }),
             Outcome::NodeDown { disconnected, closed } => PbOutcome::NodeDown(pb::NodeDownOutcome {
                 disconnected: numbers(disconnected),
                 closed: numbers(closed),

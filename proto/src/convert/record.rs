@@ -8,18 +8,18 @@ use crate::pb::storage::v1 as pb;
 use pb::node_record::State as PbNodeState;
 use pb::record::Record as PbRecord;
 
-impl From<Record> for pb::Record {
-    fn from(record: Record) -> Self {
+impl From<&Record> for pb::Record {
+    fn from(record: &Record) -> Self {
         let record = match record {
             Record::Meta { applied, now } => {
                 PbRecord::Meta(pb::StateMeta { applied: applied.map(Into::into), now_ms: now.0 })
             }
-            Record::Node(id, node) => PbRecord::Node(node_record(id, node)),
+            Record::Node(id, node) => PbRecord::Node(node_record(*id, node)),
             Record::Share(share, serving) => PbRecord::Share(pb::ShareRecord {
                 share: share.as_str().to_owned(),
                 owner: Some(serving.owner.into()),
             }),
-            Record::Open(open) => PbRecord::Open(Box::new((*open).into())),
+            Record::Open(open) => PbRecord::Open(Box::new(open.as_ref().into())),
         };
         Self { record: Some(record) }
     }
@@ -43,19 +43,19 @@ impl TryFrom<pb::Record> for Record {
     }
 }
 
-fn node_record(id: NodeId, node: Node) -> pb::NodeRecord {
+fn node_record(id: NodeId, node: &Node) -> pb::NodeRecord {
     let state = match node.state {
         NodeState::Up => PbNodeState::Up(pb::Up {}),
         NodeState::Down { since } => PbNodeState::Down(pb::Down { since_ms: since.0 }),
     };
     let answered = node
         .answered
-        .into_iter()
-        .map(|(sequence, outcome)| pb::Answered { sequence, outcome: Some(outcome.into()) })
+        .iter()
+        .map(|(sequence, outcome)| pb::Answered { sequence: *sequence, outcome: Some(outcome.into()) })
         .collect();
     let superseded = node
         .superseded
-        .into_iter()
+        .iter()
         .map(|(incarnation, instance)| pb::SupersededInstance {
             incarnation: incarnation.0,
             instance: instance.0.to_vec(),

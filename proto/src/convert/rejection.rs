@@ -7,9 +7,9 @@ use crate::WireError;
 use crate::pb::storage::v1 as pb;
 use pb::rejection::Rejection as PbRejection;
 
-impl From<Rejection> for pb::Rejection {
-    fn from(rejection: Rejection) -> Self {
-        let rejection = match rejection {
+impl From<&Rejection> for pb::Rejection {
+    fn from(rejection: &Rejection) -> Self {
+        let rejection = match *rejection {
             Rejection::Fenced { proposer, current } => PbRejection::Fenced(pb::Fenced {
                 proposer: Some(proposer.into()),
                 current_incarnation: current.map(|incarnation| incarnation.0),
@@ -25,7 +25,7 @@ impl From<Rejection> for pb::Rejection {
                 PbRejection::OpenConnected(pb::OpenConnected { open: open.0, owner: Some(owner.into()) })
             }
             Rejection::CreateGuidMismatch(open) => PbRejection::CreateGuidMismatch(open.0),
-            Rejection::ShareServedElsewhere { share, owner } => {
+            Rejection::ShareServedElsewhere { ref share, owner } => {
                 PbRejection::ShareServedElsewhere(pb::ShareServedElsewhere {
                     share: share.as_str().to_owned(),
                     owner: Some(owner.into()),
@@ -77,10 +77,9 @@ impl TryFrom<pb::Rejection> for Rejection {
             PbRejection::OpenTooLarge(too_large) => {
                 Self::OpenTooLarge { open: DurableFileId(too_large.open), limit: too_large.limit }
             }
-            PbRejection::TimeoutTooLong(too_long) => Self::TimeoutTooLong {
-                open: DurableFileId(too_long.open),
-                limit: Millis(too_long.limit_ms),
-            },
+            PbRejection::TimeoutTooLong(too_long) => {
+                Self::TimeoutTooLong { open: DurableFileId(too_long.open), limit: Millis(too_long.limit_ms) }
+            }
         })
     }
 }

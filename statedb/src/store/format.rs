@@ -168,7 +168,10 @@ mod tests {
             for damage in 1..=u8::MAX {
                 let mut damaged = framed.clone();
                 damaged[position] ^= damage;
-                assert!(open(Kind::AppliedRecord, b"key", &damaged).is_err(), "byte {position} ^ {damage:02x}");
+                assert!(
+                    open(Kind::AppliedRecord, b"key", &damaged).is_err(),
+                    "byte {position} ^ {damage:02x}"
+                );
             }
         }
     }

@@ -142,10 +142,11 @@ impl LogStore {
     }
 
     fn open_with_chunk_size(dir: &Path, chunk_size_max: usize) -> Result<Self, StoreError> {
-        std::fs::create_dir_all(dir).map_err(|error| StoreError::io("create the log directory", dir, error))?;
+        std::fs::create_dir_all(dir)
+            .map_err(|error| StoreError::io("create the log directory", dir, error))?;
         let config = config(dir, chunk_size_max)?;
-        let mut raft_log =
-            RaftLog::open(Arc::new(config.clone())).map_err(|error| explain_open_error(dir, &config, error))?;
+        let mut raft_log = RaftLog::open(Arc::new(config.clone()))
+            .map_err(|error| explain_open_error(dir, &config, error))?;
         check_version(dir, &mut raft_log)?;
         let inner = Inner { raft_log: Some(raft_log), syncing: false, waiting: Vec::new(), failure: None };
         Ok(Self { shared: Arc::new(Shared { dir: dir.to_owned(), inner: Mutex::new(inner) }) })
@@ -200,7 +201,8 @@ impl LogStore {
     ) -> Result<(), StoreError> {
         let entries: Vec<_> =
             entries.into_iter().map(|entry| (entry.position, Payload(entry.payload))).collect();
-        if let Some((position, payload)) = entries.iter().find(|(_, Payload(bytes))| bytes.len() > PAYLOAD_LEN_MAX)
+        if let Some((position, payload)) =
+            entries.iter().find(|(_, Payload(bytes))| bytes.len() > PAYLOAD_LEN_MAX)
         {
             let reason = format!("entry {} has {} bytes", position.index, payload.0.len());
             let (operation, path) = ("append more than an entry may have", self.shared.dir.clone());
@@ -292,7 +294,10 @@ impl Shared {
         })
     }
 
-    fn read<T>(&self, read: impl FnOnce(&RaftLog<WalTypes>) -> Result<T, StoreError>) -> Result<T, StoreError> {
+    fn read<T>(
+        &self,
+        read: impl FnOnce(&RaftLog<WalTypes>) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
         let inner = self.lock();
         match &inner.raft_log {
             Some(raft_log) => read(raft_log),
@@ -455,9 +460,8 @@ fn explain_open_error(dir: &Path, config: &Config, error: io::Error) -> StoreErr
         | io::ErrorKind::InvalidInput
         | io::ErrorKind::UnexpectedEof
         | io::ErrorKind::Other => {
-            let (path, place, found) = locate_damage(&config.wal).unwrap_or_else(|| {
-                (dir.to_owned(), "one of its chunk files".to_owned(), error.to_string())
-            });
+            let (path, place, found) = locate_damage(&config.wal)
+                .unwrap_or_else(|| (dir.to_owned(), "one of its chunk files".to_owned(), error.to_string()));
             StoreError::Damaged { path, place, found }
         }
         _ => StoreError::io("open the log in", dir, error),

@@ -168,7 +168,8 @@ impl Decode for Payload {
         }
         let mut framed = vec![0; len];
         reader.read_exact(&mut framed)?;
-        let payload = format::open(Kind::LogEntry, &[], &framed).map_err(|error| invalid(error.to_string()))?;
+        let payload =
+            format::open(Kind::LogEntry, &[], &framed).map_err(|error| invalid(error.to_string()))?;
         Ok(Self(payload.into()))
     }
 }

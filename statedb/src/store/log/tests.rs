@@ -50,8 +50,10 @@ fn write_varied_log(dir: &Path) {
     synced(|on_synced| log.save_vote(vote, on_synced)).expect("saved");
     append(&log, (0..30).map(|index| entry(1, index))).expect("appended");
     log.save_committed(Position { term: 1, index: 20 }).expect("saved");
-    synced(|on_synced| log.truncate_after(Some(Position { term: 1, index: 27 }), on_synced)).expect("truncated");
-    synced(|on_synced| log.save_vote(Vote { term: 2, committed: true, voted_for: 1 }, on_synced)).expect("saved");
+    synced(|on_synced| log.truncate_after(Some(Position { term: 1, index: 27 }), on_synced))
+        .expect("truncated");
+    synced(|on_synced| log.save_vote(Vote { term: 2, committed: true, voted_for: 1 }, on_synced))
+        .expect("saved");
     append(&log, (28..40).map(|index| entry(2, index))).expect("appended");
     synced(|on_synced| log.purge(Position { term: 1, index: 3 }, on_synced)).expect("purged");
     log.save_committed(Position { term: 2, index: 39 }).expect("saved");
@@ -130,7 +132,8 @@ fn a_torn_tail_is_cut_off_and_the_rest_kept() {
     // A crash in the middle of the last write leaves any number of its bytes, or zeros in their place.
     let dir = tempfile::tempdir().expect("a directory");
     write_varied_log(dir.path());
-    let sound_len = std::fs::metadata(chunk_files(dir.path()).last().expect("a chunk")).expect("a file").len();
+    let sound_len =
+        std::fs::metadata(chunk_files(dir.path()).last().expect("a chunk")).expect("a file").len();
     let log = LogStore::open_with_chunk_size(dir.path(), SMALL_CHUNK).expect("opens");
     append(&log, [entry(2, 41)]).expect("appended");
     drop(log);
@@ -237,7 +240,8 @@ fn child_that_appends_until_it_cannot() {
             let index = next;
             next += 1;
             let sender = sender.clone();
-            let on_synced = Box::new(move |result: Result<(), StoreError>| drop(sender.send((index, result))));
+            let on_synced =
+                Box::new(move |result: Result<(), StoreError>| drop(sender.send((index, result))));
             if let Err(error) = log.append([entry(1, index)], on_synced) {
                 eprintln!("stopped {error}");
                 return;
