@@ -1,0 +1,179 @@
+//! The daemon: puts the parts together, runs them, and takes them down in order.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use proto::pb::ops::v1::StatusRequest;
+use proto::pb::ops::v1::ops_client::OpsClient;
+use statedb::NodeId;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Endpoint, Server};
+use tracing::{error, info, warn};
+
+use crate::config::Config;
+use crate::lease::ServiceLease;
+use crate::liveness::{self, Leadership};
+use crate::raft::{RaftNode, RaftNodeConfig, RaftTiming};
+use crate::rpc::ops::OpsService;
+use crate::smb::service::SmbService;
+
+/// How long this node's own address may take to answer. It is this process that answers.
+const ANSWERS_ITSELF_WITHIN: Duration = Duration::from_secs(2);
+
+/// How long open connections may take to end when this process is told to.
+const SHUTDOWN_WITHIN: Duration = Duration::from_secs(2);
+
+/// Runs this node until it is told to end.
+///
+/// # Errors
+///
+/// If it cannot start, or cannot go on: with what failed and what to do.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(run_until_stopped(Arc::new(config)));
+    // Whatever still blocks a thread does not keep a process that is done.
+    runtime.shutdown_timeout(SHUTDOWN_WITHIN);
+    result
+}
+
+async fn run_until_stopped(config: Arc<Config>) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let process_nonce = rand::random();
+    let timing = config.cluster.timing;
+    let listener = listen(&config).await?;
+    info!(node_id = config.node.id, address = %listener.local_addr()?, version = env!("CARGO_PKG_VERSION"), "holdfast starts");
+
+    let leadership = Arc::new(Leadership::new(timing));
+    let raft = RaftNode::start(RaftNodeConfig {
+        id: NodeId(config.node.id),
+        voters: config.cluster.nodes.iter().map(|member| (NodeId(member.id), member.address.clone())).collect(),
+        data_dir: config.node.data_dir.clone(),
+        timing: RaftTiming {
+            heartbeat_interval: timing.heartbeat_interval(),
+            election_timeout_min: Duration::from_millis(timing.election_timeout_min_ms),
+            election_timeout_max: Duration::from_millis(timing.election_timeout_max_ms),
+        },
+        fingerprint: config.cluster.fingerprint(),
+        limits: config.cluster.limits(),
+    })
+    .await
+    .with_context(|| format!("cannot start on {}", config.node.data_dir.display()))?;
+    let raft = Arc::new(raft);
+
+    let stop = CancellationToken::new();
+    let answers = Arc::clone(&leadership);
+    let server = Server::builder()
+        .add_service(raft.server(move |raft, owner| answers.answer(raft, owner)))
+        .add_service(OpsService::server(Arc::clone(&config), Arc::clone(&raft), process_nonce));
+    let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+    let serving = tokio::spawn(server.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned()));
+    require_to_be_alone(&config, process_nonce).await?;
+
+    tokio::spawn(liveness::lead(Arc::clone(&raft), Arc::clone(&leadership), stop.clone()));
+    let lease = Arc::new(ServiceLease::new(timing.self_fence_after()));
+    let beside = tokio::spawn(serve_samba(
+        Arc::clone(&config),
+        Arc::clone(&raft),
+        Arc::clone(&leadership),
+        Arc::clone(&lease),
+        stop.clone(),
+    ));
+
+    let ended = tokio::select! {
+        _ = terminate.recv() => Ok("SIGTERM"),
+        _ = interrupt.recv() => Ok("SIGINT"),
+        failure = raft.failed() => Err(anyhow::Error::new(failure).context("this node cannot go on")),
+        failure = beside => match failure {
+            Ok(Ok(())) => Ok("the end of the service"),
+            Ok(Err(error)) => Err(error),
+            Err(error) => Err(error.into()),
+        },
+    };
+    stop.cancel();
+    match &ended {
+        Ok(reason) => info!(reason, "holdfast ends"),
+        Err(error) => error!(error = format!("{error:#}"), "holdfast ends"),
+    }
+    raft.shutdown().await;
+    if tokio::time::timeout(SHUTDOWN_WITHIN, serving).await.is_err() {
+        warn!("connections are still open, and are cut");
+    }
+    ended.map(drop)
+}
+
+/// Serves the Samba beside this node, if there is one, once this node knows what the cluster has decided.
+async fn serve_samba(
+    config: Arc<Config>,
+    raft: Arc<RaftNode>,
+    leadership: Arc<Leadership>,
+    lease: Arc<ServiceLease>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let Some(samba) = &config.samba else {
+        info!("no [samba] section: this node votes, and protects nothing of its own");
+        stop.cancelled().await;
+        return Ok(());
+    };
+    // A restored state may be older than what this node promised; nobody is answered from it.
+    tokio::select! {
+        () = raft.caught_up() => {}
+        () = stop.cancelled() => return Ok(()),
+    }
+    let (service, listener): (Arc<SmbService>, UnixListener) =
+        SmbService::prepare(&config, samba, Arc::clone(&raft), Arc::clone(&lease), &stop)?;
+    info!(run_dir = %samba.run_dir.display(), "waiting for smbd");
+    let fenced = {
+        let service = Arc::clone(&service);
+        move |owner| service.fence(owner)
+    };
+    tokio::spawn(liveness::keep_alive(raft, leadership, lease, fenced, stop.clone()));
+    service.run(listener, stop).await;
+    Ok(())
+}
+
+async fn listen(config: &Config) -> anyhow::Result<TcpListener> {
+    let member = config.member().context("the configuration does not name its own node")?;
+    let address: SocketAddr = match config.node.listen {
+        Some(address) => address,
+        None => member
+            .address
+            .to_socket_addrs()
+            .ok()
+            .and_then(|mut addresses| addresses.next())
+            .with_context(|| format!("cannot find the address of this node, {}; give [node] listen", member.address))?,
+    };
+    TcpListener::bind(address).await.with_context(|| {
+        format!("cannot listen at {address}: is another holdfast running as node {}?", config.node.id)
+    })
+}
+
+/// Refuses to run if another process answers at this node's address: a second sidecar with the same id would
+/// vote twice.
+async fn require_to_be_alone(config: &Config, process_nonce: u64) -> anyhow::Result<()> {
+    let address = &config.member().context("the configuration does not name its own node")?.address;
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))?
+        .connect_timeout(ANSWERS_ITSELF_WITHIN)
+        .timeout(ANSWERS_ITSELF_WITHIN);
+    let status = async {
+        let mut client = OpsClient::new(endpoint.connect().await?);
+        anyhow::Ok(client.status(StatusRequest {}).await?.into_inner())
+    };
+    match status.await {
+        Ok(status) if status.process_nonce == process_nonce => Ok(()),
+        Ok(status) => bail!(
+            "another holdfast (node {}) answers at {address}, the address of node {}: two nodes must not have one id; give each its own in [node] id",
+            status.node_id,
+            config.node.id
+        ),
+        Err(error) => {
+            // Its own address may be reachable for peers only.
+            warn!(%address, error = format!("{error:#}"), "this node cannot reach itself at its address in the cluster");
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! The Holdfast daemon: tasks, sockets, disk and clocks around the replicated state.
+//!
+//! What the cluster has agreed on is in `statedb`; this crate brings commands to it and draws the consequences.
+//! The state of an open that must survive this process is never only here.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`daemon`] | puts it all together |
+//! | [`raft`] | the one place that names openraft |
+//! | [`proposer`] | requests of this node's SMB service, each answered exactly once |
+//! | [`liveness`], [`detector`], [`lease`] | who lives, who is declared down, who may serve until when |
+//! | [`smb`] | the Samba beside this node |
+//! | [`rpc`] | the operators' service |
+//! | [`cli`], [`query`] | the command line |
+//! | [`config`], [`telemetry`] | what it is told, and what it tells |
+
+pub mod cli;
+pub mod config;
+pub mod daemon;
+pub mod detector;
+pub mod lease;
+pub mod liveness;
+pub mod proposer;
+pub mod query;
+pub mod raft;
+pub mod rpc;
+pub mod smb;
+pub mod telemetry;

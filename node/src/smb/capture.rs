@@ -1,0 +1,406 @@
+//! What `smbd` is about to store, turned into requests, and the cluster's answer into a reply.
+//!
+//! **Commit, then speak.** `smbd` waits in its store until the reply; the client hears of a grant, a lock or a
+//! reclaim only after `smbd` goes on. So a reply is given when the cluster has decided, and not before.
+//!
+//! What concerns no durable open of a protected share is let through without a commit.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex as SyncMutex, MutexGuard};
+
+use frame::{Database, RecordKey, Reply, TdbError};
+use samba::records::{Holder, OpenGlobal};
+use samba::{Capture as Captured, Change as Changed, ImageError, OpenImage};
+use statedb::{DurableFileId, FileKey, OpenDescription, OpenState, Outcome, Reclaim, Rejection, Request, ShareName};
+use tokio::sync::{Mutex, MutexGuard as AsyncMutexGuard};
+use tracing::{debug, error, info, warn};
+
+use super::connection::{Change, Connection, ConnectionError};
+use super::gate::Gate;
+use super::keys;
+use super::local::{LocalOpen, LocalOpens};
+use super::service::Settings;
+use super::tracker::Tracker;
+use crate::proposer::{IncarnationEnded, Proposer};
+use crate::raft::RaftNode;
+use crate::telemetry::chain;
+
+/// Files are divided among so many locks. Two changes of one file never overtake each other on their way to the
+/// log; changes of two files wait for each other once in so many times.
+const STRIPES: usize = 64;
+
+/// How often an open may say what it needs before it is not believed any more: share modes and locks, then the
+/// lease, then nothing.
+const NEEDS_MAX: usize = 3;
+
+/// Turns changes of records into requests.
+#[derive(Debug)]
+pub struct Capture {
+    proposer: Arc<Proposer>,
+    raft: Arc<RaftNode>,
+    tracker: Arc<Tracker>,
+    gate: Arc<Gate>,
+    settings: Arc<Settings>,
+    opens: SyncMutex<LocalOpens>,
+    stripes: [Mutex<()>; STRIPES],
+}
+
+/// Why a change is not made.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error("the incarnation is over")]
+    Ended(#[from] IncarnationEnded),
+    #[error("the process could not be asked")]
+    Connection(#[from] ConnectionError),
+    #[error("the record cannot be understood")]
+    Record(#[from] samba::RecordError),
+    #[error("the open cannot be captured")]
+    Image(#[from] ImageError),
+    #[error("the cluster refused: {0}")]
+    Rejected(Outcome),
+    #[error("the process gave it up")]
+    GivenUp,
+}
+
+impl Refused {
+    /// What `smbd` makes of it is what its client sees.
+    fn tdb_error(&self) -> TdbError {
+        match self {
+            Self::Rejected(Outcome::Rejected(rejection)) => match rejection {
+                // STATUS_NOT_FOUND: there is nothing to come back to.
+                Rejection::OpenNotFound(_)
+                | Rejection::OpenConnected { .. }
+                | Rejection::NotOwner { .. }
+                | Rejection::CreateGuidMismatch(_) => TdbError::NoExist,
+                // STATUS_NO_MEMORY: a limit.
+                Rejection::TooManyOpens { .. } | Rejection::ImageTooLarge { .. } => TdbError::Oom,
+                // STATUS_FILE_LOCK_CONFLICT: somebody else has it; a client tries that again.
+                _ => TdbError::Lock,
+            },
+            Self::Record(_) | Self::Image(_) => TdbError::Corrupt,
+            _ => TdbError::Io,
+        }
+    }
+}
+
+impl Capture {
+    /// Starts from the opens that the incarnation has already: none, unless its sidecar was restarted.
+    #[must_use]
+    pub fn new(
+        proposer: Arc<Proposer>,
+        raft: Arc<RaftNode>,
+        tracker: Arc<Tracker>,
+        gate: Arc<Gate>,
+        settings: Arc<Settings>,
+        opens: Vec<OpenDescription>,
+    ) -> Self {
+        let mut local = LocalOpens::default();
+        for description in opens {
+            let holder = OpenImage::decode(&description.image).map(|image| image.holder());
+            let process = holder.ok().and_then(process_of);
+            local.insert(LocalOpen { description, process });
+        }
+        let stripes = std::array::from_fn(|_| Mutex::new(()));
+        Self { proposer, raft, tracker, gate, settings, opens: SyncMutex::new(local), stripes }
+    }
+
+    /// What a process is told about a change that it wants to make; `None` if it has given the change up itself.
+    ///
+    /// # Errors
+    ///
+    /// If the process cannot be asked for what is missing.
+    pub async fn decide(
+        &self,
+        change: Change,
+        connection: &mut Connection,
+    ) -> Result<Result<Option<Reply>, IncarnationEnded>, ConnectionError> {
+        let decided = match &change {
+            Change::Store { database: Database::OpenGlobal, value, .. } => {
+                self.open_stored(value, connection).await
+            }
+            Change::Delete { database: Database::OpenGlobal, key } => self.open_deleted(key).await,
+            Change::Store { database, key, value } => self.shared_changed(*database, key, Some(value)).await,
+            Change::Delete { database, key } => self.shared_changed(*database, key, None).await,
+        };
+        match decided {
+            Ok(()) => Ok(Ok(Some(Reply::Proceed))),
+            Err(Refused::Ended(ended)) => Ok(Err(ended)),
+            Err(Refused::Connection(error)) => Err(error),
+            Err(Refused::GivenUp) => Ok(Ok(None)),
+            Err(refused) => {
+                warn!(pid = connection.pid(), reason = %chain(&refused), "a change that smbd wanted to make is refused");
+                Ok(Ok(Some(Reply::Refuse { tdb_error: refused.tdb_error() })))
+            }
+        }
+    }
+
+    /// A process has ended. What it did not hand over cleanly waits for its client from now on.
+    ///
+    /// # Errors
+    ///
+    /// When the incarnation is over.
+    pub async fn process_ended(&self, process: u32) -> Result<(), IncarnationEnded> {
+        for id in self.opens().of_process(process) {
+            info!(durable_file_id = %id, process, "the process of an open has ended without handing it over");
+            let (_, outcome) = self.proposer.propose(Request::Disconnect(id)).await?;
+            debug!(durable_file_id = %id, %outcome, "its client may come back");
+            self.opens().set_disconnected(id);
+        }
+        Ok(())
+    }
+
+    async fn open_stored(&self, value: &[u8], connection: &mut Connection) -> Result<(), Refused> {
+        let record = OpenGlobal::decode(self.settings.layout, value)?;
+        let id = record.open_persistent_id;
+        let Some(cookie) = record.backend_cookie.as_ref().filter(|_| record.durable) else {
+            // Not durable, or not any more.
+            let known = self.opens().get(id).is_some();
+            return if known { self.close(id).await } else { Ok(()) };
+        };
+        let _in_order = self.stripe(cookie.file).await;
+        let local = self.opens().get(id).cloned();
+        match (local, process_of(record.holder())) {
+            (Some(local), Some(process)) => self.changed_or_back(local, value, process).await,
+            (Some(local), None) => self.disconnected(local, value).await,
+            (None, Some(process)) => {
+                let known = self.raft.read(|state| state.open(id).cloned());
+                match known {
+                    Some(open) if open.state == (OpenState::Connected { owner: self.proposer.owner() }) => {
+                        // Granted through a sidecar that was restarted before it could say so.
+                        let local = LocalOpen { description: open.description, process: Some(process) };
+                        self.changed_or_back(local, value, process).await
+                    }
+                    Some(open) => {
+                        let local = LocalOpen { description: open.description, process: None };
+                        self.changed_or_back(local, value, process).await
+                    }
+                    None => self.granted(&record, &cookie.service_path, value, process, connection).await,
+                }
+            }
+            // Of a share that is not protected, or expired meanwhile.
+            (None, None) => Ok(()),
+        }
+    }
+
+    /// A new durable open.
+    async fn granted(
+        &self,
+        record: &OpenGlobal,
+        service_path: &str,
+        value: &[u8],
+        process: u32,
+        connection: &mut Connection,
+    ) -> Result<(), Refused> {
+        let Some(share) = self.share(service_path, connection.pid()) else {
+            debug!(service_path, "a durable open of a share that is not protected");
+            return Ok(());
+        };
+        let image = self.image_of_new(value, connection).await?;
+        let description = image.describe(share);
+        // Tracked before the cluster knows: the next change of the open can come as soon as smbd goes on.
+        self.tracker.track(&description);
+        let (_, outcome) = self.proposer.propose(Request::Grant(Box::new(description.clone()))).await?;
+        if outcome != Outcome::Granted {
+            self.tracker.forget(record.open_persistent_id);
+            return Err(Refused::Rejected(outcome));
+        }
+        self.opens().insert(LocalOpen { description, process: Some(process) });
+        Ok(())
+    }
+
+    async fn image_of_new(&self, value: &[u8], connection: &mut Connection) -> Result<OpenImage, Refused> {
+        let mut records = BTreeMap::new();
+        for _ in 0..NEEDS_MAX {
+            match OpenImage::capture(self.settings.layout, value, &records)? {
+                Captured::Complete(image) => return Ok(*image),
+                Captured::Need(keys) => {
+                    let fetched = connection.fetch(keys).await?.ok_or(Refused::GivenUp)?;
+                    records.extend(fetched.into_iter().map(|record| {
+                        let key = RecordKey { database: record.database, key: record.key };
+                        (key, record.value)
+                    }));
+                }
+            }
+        }
+        // Only a process that answers something else than it was asked gets here.
+        Err(Refused::GivenUp)
+    }
+
+    /// An open of ours, or an orphan, is stored with a process: changed, or reclaimed by its client.
+    async fn changed_or_back(&self, local: LocalOpen, value: &[u8], process: u32) -> Result<(), Refused> {
+        let id = local.description.durable_file_id;
+        let mut image = OpenImage::decode(&local.description.image)?;
+        let changed = image.update_open_global(value)?;
+        let description = image.describe(local.description.share.clone());
+        if local.process.is_none() {
+            let create_guid = description.create_guid;
+            let reclaim = Reclaim { durable_file_id: id, create_guid };
+            let (_, outcome) = self.proposer.propose(Request::Reclaim(reclaim)).await?;
+            match outcome {
+                Outcome::Reclaimed => info!(durable_file_id = %id, share = %description.share, "a client has its open back"),
+                // Asked again after a restart of this sidecar: the first answer got lost, not the decision.
+                Outcome::Rejected(Rejection::OpenConnected { owner, .. }) if owner == self.proposer.owner() => {}
+                outcome => return Err(Refused::Rejected(outcome)),
+            }
+            // What changed is who has it, and a survivor would write that anew.
+        } else if changed == Changed::Changed {
+            self.update(vec![description.clone()]).await?;
+        }
+        self.opens().insert(LocalOpen { description, process: Some(process) });
+        Ok(())
+    }
+
+    /// The connection of an open is lost cleanly: `smbd` keeps it for its client.
+    async fn disconnected(&self, local: LocalOpen, value: &[u8]) -> Result<(), Refused> {
+        let id = local.description.durable_file_id;
+        let mut image = OpenImage::decode(&local.description.image)?;
+        let changed = image.update_open_global(value)?;
+        let description = image.describe(local.description.share.clone());
+        if changed == Changed::Changed {
+            self.update(vec![description.clone()]).await?;
+        }
+        if local.process.is_some() {
+            let (_, outcome) = self.proposer.propose(Request::Disconnect(id)).await?;
+            debug!(durable_file_id = %id, %outcome, "a client is away");
+        }
+        self.opens().insert(LocalOpen { description, process: None });
+        Ok(())
+    }
+
+    /// An open is closed by its client, by its time, or by somebody who wanted the file.
+    async fn open_deleted(&self, key: &[u8]) -> Result<(), Refused> {
+        let Some(id) = keys::open_of(key) else { return Ok(()) };
+        let file = match self.opens().get(id) {
+            Some(local) => Some(local.description.file),
+            None => self.raft.read(|state| state.open(id).map(|open| open.description.file)),
+        };
+        let Some(file) = file else { return Ok(()) };
+        let _in_order = self.stripe(file).await;
+        self.close(id).await
+    }
+
+    async fn close(&self, id: DurableFileId) -> Result<(), Refused> {
+        let (_, outcome) = self.proposer.propose(Request::Close(id)).await?;
+        // If it is somebody else's by now, what smbd deletes is only a leftover.
+        debug!(durable_file_id = %id, %outcome, "an open is closed");
+        self.opens().remove(id);
+        Ok(())
+    }
+
+    /// A record that several opens share has changed: share modes, byte-range locks, or a lease.
+    async fn shared_changed(&self, database: Database, key: &[u8], value: Option<&[u8]>) -> Result<(), Refused> {
+        let files = self.files_behind(database, key);
+        let _in_order = self.stripes(&files).await;
+        loop {
+            let mut changed = Vec::new();
+            for local in self.behind(database, key) {
+                let mut image = OpenImage::decode(&local.description.image)?;
+                let change = match database {
+                    Database::Locking => image.update_locking(value)?,
+                    Database::Brlock => image.update_brlock(value)?,
+                    Database::Leases => image.update_lease(key, value)?,
+                    Database::OpenGlobal | Database::TconGlobal => Changed::Same,
+                };
+                // An open that is gone from here is closed by the delete of its own record, which follows.
+                if change == Changed::Changed {
+                    changed.push(image.describe(local.description.share));
+                }
+            }
+            if changed.is_empty() {
+                return Ok(());
+            }
+            match self.update(changed.clone()).await {
+                Ok(()) => {
+                    let mut opens = self.opens();
+                    for description in changed {
+                        let process = opens.get(description.durable_file_id).and_then(|local| local.process);
+                        opens.insert(LocalOpen { description, process });
+                    }
+                    return Ok(());
+                }
+                // One of them is not ours any more: expired, or moved with its share. The others are.
+                Err(Refused::Rejected(Outcome::Rejected(
+                    Rejection::OpenNotFound(id) | Rejection::NotOwner { open: id, .. },
+                ))) if self.opens().remove(id).is_some() => {}
+                Err(refused) => return Err(refused),
+            }
+        }
+    }
+
+    async fn update(&self, descriptions: Vec<OpenDescription>) -> Result<(), Refused> {
+        for description in &descriptions {
+            self.tracker.track(description);
+        }
+        match self.proposer.propose(Request::Update(descriptions)).await? {
+            (_, Outcome::Updated) => Ok(()),
+            (_, outcome) => Err(Refused::Rejected(outcome)),
+        }
+    }
+
+    /// The local opens that share a record.
+    fn behind(&self, database: Database, key: &[u8]) -> Vec<LocalOpen> {
+        let opens = self.opens();
+        match database {
+            Database::Locking | Database::Brlock => {
+                keys::file_of(key).map(|file| opens.of_file(file).cloned().collect())
+            }
+            Database::Leases => {
+                <[u8; 32]>::try_from(key).ok().map(|lease| opens.of_lease(&lease).cloned().collect())
+            }
+            Database::OpenGlobal | Database::TconGlobal => None,
+        }
+        .unwrap_or_default()
+    }
+
+    fn files_behind(&self, database: Database, key: &[u8]) -> BTreeSet<FileKey> {
+        self.behind(database, key).iter().map(|local| local.description.file).collect()
+    }
+
+    /// The share that a path belongs to, if that is protected. Where two shares have one path, it is the one
+    /// that the process has a tree connect to.
+    fn share(&self, service_path: &str, process: u32) -> Option<ShareName> {
+        let entered = self.gate.entered(process);
+        let at_path = self.settings.samba.shares_at(service_path).map(ShareName::new);
+        let mut at_path: Vec<_> = at_path.filter(|share| !self.settings.unprotected.contains(share)).collect();
+        if at_path.is_empty() && entered.len() == 1 {
+            // A path with variables, which only smbd can expand: there is only one share that it can be.
+            at_path.extend(entered.iter().cloned());
+        }
+        at_path.sort_by_key(|share| !entered.contains(share));
+        let share = at_path.into_iter().next();
+        if share.is_none() && !entered.is_empty() {
+            error!(service_path, "no protected share has this path: its durable opens are not replicated; is smb.conf the one that smbd runs with?");
+        }
+        share
+    }
+
+    async fn stripe(&self, file: FileKey) -> AsyncMutexGuard<'_, ()> {
+        self.stripes[stripe_of(file)].lock().await
+    }
+
+    /// The locks of several files, in an order that cannot deadlock.
+    async fn stripes(&self, files: &BTreeSet<FileKey>) -> Vec<AsyncMutexGuard<'_, ()>> {
+        let stripes: BTreeSet<_> = files.iter().map(|file| stripe_of(*file)).collect();
+        let mut locked = Vec::with_capacity(stripes.len());
+        for stripe in stripes {
+            locked.push(self.stripes[stripe].lock().await);
+        }
+        locked
+    }
+
+    fn opens(&self) -> MutexGuard<'_, LocalOpens> {
+        self.opens.lock().expect("no holder of this lock can panic")
+    }
+}
+
+/// Inode numbers of files that are made together follow each other, and so are spread over the stripes.
+fn stripe_of(file: FileKey) -> usize {
+    usize::try_from(file.inode % STRIPES as u64).expect("it is less than STRIPES")
+}
+
+fn process_of(holder: Holder) -> Option<u32> {
+    match holder {
+        Holder::Process(server_id) => u32::try_from(server_id.pid).ok(),
+        Holder::Disconnected => None,
+    }
+}

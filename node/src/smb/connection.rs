@@ -1,0 +1,218 @@
+//! One connection of one `smbd` process: frames in, frames out.
+//!
+//! A process has one request outstanding at a time, so a connection is a plain loop. While a request is being
+//! decided the sidecar may ask back for records ([`Connection::fetch`]); the process answers before anything else.
+
+use std::io;
+use std::time::Duration;
+
+use frame::{Database, FrameBuffer, FrameError, Record, RecordKey, Reply, Request};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::net::unix::UCred;
+
+/// How long a process may take to say hello, or to look up a record of its own. Both take microseconds; a process
+/// that is stopped meanwhile has to connect again when it goes on.
+const PEER_ANSWERS_WITHIN: Duration = Duration::from_secs(5);
+
+/// Bytes read from the socket at a time: several usual requests of about 1 KiB.
+const READ_LEN: usize = 16 * 1024;
+
+/// Why a connection is not worth keeping.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectionError {
+    /// The socket failed.
+    #[error("the connection failed")]
+    Io(#[from] io::Error),
+    /// What came is no frame, or no message.
+    #[error("a frame that makes no sense came from process {pid}; a shim of another version?")]
+    Frame {
+        /// The process at the other end.
+        pid: u32,
+        /// What is wrong with it.
+        source: FrameError,
+    },
+    /// A message came that has no place here.
+    #[error("process {pid} sent {what} where {expected} was expected")]
+    Unexpected {
+        /// The process at the other end.
+        pid: u32,
+        /// What it sent.
+        what: &'static str,
+        /// What would have been right.
+        expected: &'static str,
+    },
+    /// The process took too long.
+    #[error("process {pid} did not answer within {PEER_ANSWERS_WITHIN:?}")]
+    Silent {
+        /// The process at the other end.
+        pid: u32,
+    },
+}
+
+/// What a process asks at the beginning.
+#[derive(Clone, Copy, Debug)]
+pub struct Hello {
+    /// The version of the protocol that it speaks.
+    pub protocol: u16,
+    /// The start of the SMB service that it belongs to.
+    pub instance: [u8; 16],
+    /// The answer has to carry this.
+    pub request_id: u32,
+}
+
+/// What a process asks before it does it.
+#[derive(Debug)]
+pub enum Change {
+    /// To store a record.
+    Store {
+        /// Where.
+        database: Database,
+        /// Under which key.
+        key: Vec<u8>,
+        /// What.
+        value: Vec<u8>,
+    },
+    /// To delete a record.
+    Delete {
+        /// Where.
+        database: Database,
+        /// Which.
+        key: Vec<u8>,
+    },
+}
+
+/// A connection, from the sidecar's side.
+#[derive(Debug)]
+pub struct Connection {
+    stream: UnixStream,
+    received: FrameBuffer,
+    /// Who is at the other end, as the kernel says.
+    peer: UCred,
+    /// The request that is being decided.
+    request_id: u32,
+}
+
+impl Connection {
+    /// Takes over an accepted socket.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel does not say who is at the other end.
+    pub fn new(stream: UnixStream) -> io::Result<Self> {
+        let peer = stream.peer_cred()?;
+        Ok(Self { stream, received: FrameBuffer::new(), peer, request_id: 0 })
+    }
+
+    /// The process at the other end.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.peer.pid().and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0)
+    }
+
+    /// The user that it ran as when it connected.
+    #[must_use]
+    pub fn uid(&self) -> u32 {
+        self.peer.uid()
+    }
+
+    /// Waits for the first message.
+    ///
+    /// # Errors
+    ///
+    /// If something else comes, or nothing.
+    pub async fn hello(&mut self) -> Result<Hello, ConnectionError> {
+        match self.receive_soon().await? {
+            (request_id, Request::Hello { protocol, instance, .. }) => {
+                self.request_id = request_id;
+                Ok(Hello { protocol, instance, request_id })
+            }
+            (_, other) => Err(self.unexpected(&other, "a hello")),
+        }
+    }
+
+    /// Waits for what the process asks next; `None` when it has closed the connection.
+    ///
+    /// # Errors
+    ///
+    /// If the connection fails or what comes makes no sense.
+    pub async fn next_change(&mut self) -> Result<Option<Change>, ConnectionError> {
+        loop {
+            let Some((request_id, request)) = self.receive().await? else { return Ok(None) };
+            self.request_id = request_id;
+            return Ok(Some(match request {
+                Request::Store { database, key, value } => Change::Store { database, key, value },
+                Request::Delete { database, key } => Change::Delete { database, key },
+                // It has told smbd so; the change it was about is off.
+                Request::Abandon { .. } => continue,
+                other => return Err(self.unexpected(&other, "a store or a delete")),
+            }));
+        }
+    }
+
+    /// Asks the process for records of its own databases; `None` if it cannot read them and has refused the change.
+    ///
+    /// # Errors
+    ///
+    /// If the process does not answer that.
+    pub async fn fetch(&mut self, keys: Vec<RecordKey>) -> Result<Option<Vec<Record>>, ConnectionError> {
+        self.reply(&Reply::Need { keys }).await?;
+        match self.receive_soon().await? {
+            (request_id, Request::Records { records }) if request_id == self.request_id => Ok(Some(records)),
+            (_, Request::Abandon { .. }) => Ok(None),
+            (_, other) => Err(self.unexpected(&other, "records")),
+        }
+    }
+
+    /// Answers the request that is being decided.
+    ///
+    /// # Errors
+    ///
+    /// If the connection fails.
+    pub async fn reply(&mut self, reply: &Reply) -> Result<(), ConnectionError> {
+        let mut bytes = Vec::new();
+        reply.encode(self.request_id, &mut bytes).map_err(|source| self.frame_error(source))?;
+        Ok(self.stream.write_all(&bytes).await?)
+    }
+
+    async fn receive_soon(&mut self) -> Result<(u32, Request), ConnectionError> {
+        match tokio::time::timeout(PEER_ANSWERS_WITHIN, self.receive()).await {
+            Ok(received) => received?.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+            Err(_) => Err(ConnectionError::Silent { pid: self.pid() }),
+        }
+    }
+
+    async fn receive(&mut self) -> Result<Option<(u32, Request)>, ConnectionError> {
+        let mut bytes = [0; READ_LEN];
+        loop {
+            let frame = self.received.take_frame().map_err(|source| self.frame_error(source))?;
+            if let Some(frame) = frame {
+                return Request::decode(&frame).map(Some).map_err(|source| self.frame_error(source));
+            }
+            match self.stream.read(&mut bytes).await {
+                Ok(0) => return Ok(None),
+                Ok(read) => {
+                    self.received.push(&bytes[..read]).map_err(|source| self.frame_error(source))?;
+                }
+                // A process that was killed leaves its side unread.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn frame_error(&self, source: FrameError) -> ConnectionError {
+        ConnectionError::Frame { pid: self.pid(), source }
+    }
+
+    fn unexpected(&self, request: &Request, expected: &'static str) -> ConnectionError {
+        let what = match request {
+            Request::Hello { .. } => "a hello",
+            Request::Store { .. } => "a store",
+            Request::Delete { .. } => "a delete",
+            Request::Records { .. } => "records",
+            Request::Abandon { .. } => "a refusal",
+        };
+        ConnectionError::Unexpected { pid: self.pid(), what, expected }
+    }
+}

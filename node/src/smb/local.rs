@@ -1,0 +1,92 @@
+//! The opens that live in this node's SMB service: what its records say of them now.
+//!
+//! The replicated state learns of a change through the log, a moment later; until then this is the newer
+//! truth. It is derived from the records of `smbd` and from the log, and nothing of it is needed after a crash.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::keys;
+use statedb::{DurableFileId, FileKey, OpenDescription};
+
+/// An open of this node's SMB service.
+#[derive(Clone, Debug)]
+pub struct LocalOpen {
+    /// As it was last agreed on, or as it is being agreed on.
+    pub description: OpenDescription,
+    /// The process that serves it; `None` while it is disconnected.
+    pub process: Option<u32>,
+}
+
+/// All of them, found by id, file and lease.
+#[derive(Debug, Default)]
+pub struct LocalOpens {
+    by_id: BTreeMap<DurableFileId, LocalOpen>,
+    by_file: HashMap<FileKey, BTreeSet<DurableFileId>>,
+    by_lease: HashMap<[u8; 32], BTreeSet<DurableFileId>>,
+}
+
+impl LocalOpens {
+    /// An open.
+    #[must_use]
+    pub fn get(&self, id: DurableFileId) -> Option<&LocalOpen> {
+        self.by_id.get(&id)
+    }
+
+    /// The opens of a file, by id.
+    pub fn of_file(&self, file: FileKey) -> impl Iterator<Item = &LocalOpen> {
+        self.by_file.get(&file).into_iter().flatten().filter_map(|id| self.by_id.get(id))
+    }
+
+    /// The opens of a lease, by id. `lease` is its key in `leases.tdb`.
+    pub fn of_lease(&self, lease: &[u8; 32]) -> impl Iterator<Item = &LocalOpen> {
+        self.by_lease.get(lease).into_iter().flatten().filter_map(|id| self.by_id.get(id))
+    }
+
+    /// The opens that a process serves, by id.
+    #[must_use]
+    pub fn of_process(&self, process: u32) -> Vec<DurableFileId> {
+        let served = self.by_id.iter().filter(|(_, open)| open.process == Some(process));
+        served.map(|(id, _)| *id).collect()
+    }
+
+    /// Adds an open, or replaces what was known of it.
+    pub fn insert(&mut self, open: LocalOpen) {
+        let id = open.description.durable_file_id;
+        self.remove(id);
+        self.by_file.entry(open.description.file).or_default().insert(id);
+        if let Some(lease) = keys::lease_of(&open.description) {
+            self.by_lease.entry(lease).or_default().insert(id);
+        }
+        self.by_id.insert(id, open);
+    }
+
+    /// Forgets an open.
+    pub fn remove(&mut self, id: DurableFileId) -> Option<LocalOpen> {
+        let open = self.by_id.remove(&id)?;
+        forget(&mut self.by_file, &open.description.file, id);
+        if let Some(lease) = keys::lease_of(&open.description) {
+            forget(&mut self.by_lease, &lease, id);
+        }
+        Some(open)
+    }
+
+    /// Says that no process serves the open any more.
+    pub fn set_disconnected(&mut self, id: DurableFileId) {
+        if let Some(open) = self.by_id.get_mut(&id) {
+            open.process = None;
+        }
+    }
+}
+
+fn forget<K: std::hash::Hash + Eq>(
+    index: &mut HashMap<K, BTreeSet<DurableFileId>>,
+    key: &K,
+    id: DurableFileId,
+) {
+    if let Some(ids) = index.get_mut(key) {
+        ids.remove(&id);
+        if ids.is_empty() {
+            index.remove(key);
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! The SMB service beside this node, when it is Samba: the shim's socket, and what follows from what it says.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`connection`] | one `smbd` process: frames in, frames out |
+//! | [`processes`] | which processes live |
+//! | [`service`] | incarnations: register, reattach, fence, declare down |
+//! | [`gate`] | tree connects: who may enter a share |
+//! | [`capture`] | stores and deletes of records, turned into requests |
+//! | [`local`] | the opens that live in this `smbd` |
+//! | [`reconcile`] | the orphans in this node's databases |
+//! | [`tracker`] | the shared page |
+//!
+//! Nothing here is needed after a crash: it is rebuilt from the log and from what `smbd` says again.
+
+pub mod capture;
+pub mod connection;
+pub mod gate;
+mod keys;
+pub mod local;
+pub mod processes;
+pub mod reconcile;
+pub mod service;
+pub mod tracker;

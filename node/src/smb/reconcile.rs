@@ -1,0 +1,354 @@
+//! Keeps the orphaned opens in this node's Samba databases, and only those that belong there.
+//!
+//! Declarative: the replicated state says which opens wait for their clients, and for each of them whether this
+//! node should hold its records. Whatever changes, [`Reconciler`] compares what should be there with what it knows
+//! to be there, and stores or removes the difference. A tree connect waits for it ([`Reconciled::through`]).
+//!
+//! Only records of opens that are nobody's are stored or removed. What `smbd` owns, `smbd` changes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use samba::databases::{LocalDatabases, Orphan, PlaceError};
+use samba::file_stat::StatError;
+use samba::tdb::Tdb;
+use samba::{Layout, MaterialiseError, OpenImage};
+use statedb::{DurableFileId, FileKey, OpenDescription, OpenState, Owner, ShareName, State};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use super::tracker::Tracker;
+use crate::lease::ServiceLease;
+use crate::raft::{Applied, RaftNode};
+use crate::telemetry::chain;
+
+/// Between two attempts at records that could not be stored: a file system that is still being mounted, a
+/// database that `smbd` is just making.
+const RETRY_AFTER: Duration = Duration::from_millis(50);
+
+/// How long one record may be locked by `smbd`. It holds such a lock while it waits for the cluster, so this is
+/// longer than an election; the work is done on a thread of its own and is tried again.
+const RECORD_LOCKED_AT_MOST: Duration = Duration::from_secs(2);
+
+/// Where this node should have an open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Place {
+    /// In its databases, as an orphan.
+    Orphan(OpenDescription),
+    /// In its databases, as one of `smbd`'s own.
+    Smbd(FileKey),
+    /// Not here: another node has it, or serves its share.
+    Elsewhere,
+    /// Nowhere.
+    Gone,
+}
+
+/// What this node's databases hold of an open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Held {
+    file: FileKey,
+    as_orphan: bool,
+}
+
+/// How far this node's databases agree with the replicated state.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Progress {
+    /// Everything up to this entry of the log has been looked at.
+    index: Option<u64>,
+    /// Shares of which an orphan could not be placed yet.
+    behind: BTreeSet<ShareName>,
+}
+
+/// Waits for the reconciler. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Reconciled(watch::Receiver<Progress>);
+
+impl Reconciled {
+    /// Resolves when the orphans of a share are in place as the entry at `index` left them. Never, if they cannot be
+    /// placed: the caller bounds the wait.
+    pub async fn through(&self, share: &ShareName, index: u64) {
+        let mut progress = self.0.clone();
+        let reached = progress
+            .wait_for(|progress| progress.index.is_some_and(|done| done >= index) && !progress.behind.contains(share));
+        if reached.await.is_err() {
+            // The reconciler has ended with this process; what waits here ends too, with its bound.
+            std::future::pending().await
+        }
+    }
+}
+
+/// The task that does it.
+#[derive(Debug)]
+pub struct Reconciler {
+    raft: Arc<RaftNode>,
+    tracker: Arc<Tracker>,
+    lease: Arc<ServiceLease>,
+    layout: Layout,
+    lock_directory: PathBuf,
+    libtdb: Arc<Tdb>,
+    progress: watch::Sender<Progress>,
+    /// The incarnation whose databases `held` is about. Another one starts with empty databases.
+    incarnation: Option<Owner>,
+    held: BTreeMap<DurableFileId, Held>,
+    /// Orphans that could not be placed and were said so once; it is tried many times a second.
+    complained_of: BTreeSet<DurableFileId>,
+}
+
+/// What is to be done, worked out of one moment of the state.
+#[derive(Debug, Default)]
+struct Plan {
+    index: Option<u64>,
+    place: Vec<OpenDescription>,
+    remove: Vec<(DurableFileId, FileKey)>,
+}
+
+impl Reconciler {
+    /// A reconciler for the databases in Samba's `lock directory`.
+    #[must_use]
+    pub fn new(
+        raft: Arc<RaftNode>,
+        tracker: Arc<Tracker>,
+        lease: Arc<ServiceLease>,
+        layout: Layout,
+        lock_directory: PathBuf,
+        libtdb: Tdb,
+    ) -> Self {
+        Self {
+            raft,
+            tracker,
+            lease,
+            layout,
+            lock_directory,
+            libtdb: Arc::new(libtdb),
+            progress: watch::Sender::default(),
+            incarnation: None,
+            held: BTreeMap::new(),
+            complained_of: BTreeSet::new(),
+        }
+    }
+
+    /// What waits for it.
+    #[must_use]
+    pub fn reconciled(&self) -> Reconciled {
+        Reconciled(self.progress.subscribe())
+    }
+
+    /// Reconciles whatever changes, until `stop` is cancelled.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut applied = self.raft.applied();
+        let mut incarnation = self.lease.owner();
+        // `None`: everything may have changed.
+        let mut changed = None;
+        loop {
+            let incarnation_now = *incarnation.borrow_and_update();
+            if incarnation_now != self.incarnation {
+                self.incarnation = incarnation_now;
+                self.held.clear();
+                self.complained_of.clear();
+                changed = None;
+            }
+            let unplaced = self.reconcile(changed.take()).await;
+            changed = Some(unplaced.iter().copied().collect::<BTreeSet<_>>());
+            let retry = async {
+                if unplaced.is_empty() {
+                    std::future::pending().await
+                } else {
+                    tokio::time::sleep(RETRY_AFTER).await;
+                }
+            };
+            tokio::select! {
+                next = applied.next() => match next {
+                    Some(Applied::Changes(changes)) => {
+                        let of_shares = self.opens_of(&changes.shares);
+                        let changed = changed.get_or_insert_default();
+                        changed.extend(changes.opens.iter().copied());
+                        changed.extend(of_shares);
+                    }
+                    Some(Applied::Everything) => changed = None,
+                    None => return,
+                },
+                changed = incarnation.changed() => if changed.is_err() { return },
+                () = retry => {}
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    fn opens_of(&self, shares: &BTreeSet<ShareName>) -> Vec<DurableFileId> {
+        let of_share = |state: &State, share| {
+            state.opens_of_share(share).map(|open| open.description.durable_file_id).collect::<Vec<_>>()
+        };
+        self.raft.read(|state| shares.iter().flat_map(|share| of_share(state, share)).collect())
+    }
+
+    /// One pass. Returns the orphans that could not be placed and should be tried again.
+    async fn reconcile(&mut self, changed: Option<BTreeSet<DurableFileId>>) -> Vec<DurableFileId> {
+        let plan = self.plan(changed);
+        let mut behind = BTreeMap::new();
+        if !plan.place.is_empty() || !plan.remove.is_empty() {
+            behind = self.execute(plan.place, plan.remove).await;
+        }
+        self.progress.send_replace(Progress { index: plan.index, behind: behind.values().cloned().collect() });
+        behind.into_keys().collect()
+    }
+
+    fn plan(&mut self, changed: Option<BTreeSet<DurableFileId>>) -> Plan {
+        let raft = Arc::clone(&self.raft);
+        raft.read(|state| {
+            let all = || {
+                let known = state.opens().map(|open| open.description.durable_file_id);
+                known.chain(self.held.keys().copied()).collect()
+            };
+            let changed: BTreeSet<_> = changed.unwrap_or_else(all);
+            let mut plan = Plan { index: state.applied().map(|log_id| log_id.index), ..Plan::default() };
+            for id in changed {
+                match state.open(id) {
+                    Some(open) => self.tracker.track(&open.description),
+                    None => self.tracker.forget(id),
+                }
+                if self.incarnation.is_some() {
+                    self.plan_open(state, id, &mut plan);
+                }
+            }
+            plan
+        })
+    }
+
+    fn plan_open(&mut self, state: &State, id: DurableFileId, plan: &mut Plan) {
+        let held = self.held.get(&id).copied();
+        match (self.place_of(state, id), held) {
+            (Place::Orphan(_), Some(Held { as_orphan: true, .. })) => {}
+            (Place::Orphan(description), Some(Held { as_orphan: false, file })) => {
+                plan.remove.push((id, file));
+                plan.place.push(description);
+            }
+            (Place::Orphan(description), None) => plan.place.push(description),
+            (Place::Smbd(file), _) => {
+                self.held.insert(id, Held { file, as_orphan: false });
+            }
+            // What smbd had, smbd deletes.
+            (Place::Gone, Some(Held { as_orphan: false, .. })) => {
+                self.held.remove(&id);
+            }
+            (Place::Gone | Place::Elsewhere, Some(held)) => plan.remove.push((id, held.file)),
+            (Place::Gone | Place::Elsewhere, None) => {}
+        }
+    }
+
+    fn place_of(&self, state: &State, id: DurableFileId) -> Place {
+        let Some(open) = state.open(id) else { return Place::Gone };
+        match (open.state, open.holder()) {
+            (_, Some(holder)) if Some(holder) == self.incarnation => Place::Smbd(open.description.file),
+            (OpenState::Disconnected { keeper: None, .. }, _) => {
+                let serving = state.serving_node(&open.description.share).map(|serving| serving.owner);
+                if serving.is_none() || serving == self.incarnation {
+                    Place::Orphan(open.description.clone())
+                } else {
+                    Place::Elsewhere
+                }
+            }
+            _ => Place::Elsewhere,
+        }
+    }
+
+    /// Carries a plan out, on a thread that may block. Returns the orphans to try again, with their shares.
+    async fn execute(
+        &mut self,
+        place: Vec<OpenDescription>,
+        remove: Vec<(DurableFileId, FileKey)>,
+    ) -> BTreeMap<DurableFileId, ShareName> {
+        let shares: BTreeMap<_, _> =
+            place.iter().map(|open| (open.durable_file_id, open.share.clone())).collect();
+        let (libtdb, layout, lock_directory) =
+            (Arc::clone(&self.libtdb), self.layout, self.lock_directory.clone());
+        let work = move || {
+            // Open only as long as it takes: a handle that is kept would keep the databases of an smbd that has
+            // ended from being emptied by its successor.
+            let mut databases = LocalDatabases::open(&libtdb, &lock_directory, layout, RECORD_LOCKED_AT_MOST)?;
+            let removed = remove.into_iter().map(|(id, file)| (id, databases.remove(id, file).map(drop))).collect();
+            let placed = place.into_iter().map(|open| (open.durable_file_id, open.file, place_one(&mut databases, &open))).collect();
+            Ok::<Done, samba::tdb::LibtdbError>(Done { removed, placed })
+        };
+        let done = match tokio::task::spawn_blocking(work).await {
+            Ok(Ok(done)) => done,
+            Ok(Err(error)) => {
+                debug!(error = %chain(&error), "the databases of smbd cannot be opened yet");
+                return shares;
+            }
+            Err(error) => {
+                error!(%error, "placing orphans was cut short");
+                return shares;
+            }
+        };
+        for (id, removed) in done.removed {
+            match removed {
+                Ok(()) => drop(self.held.remove(&id)),
+                Err(error) => warn!(durable_file_id = %id, error = %chain(&error), "an orphan's records cannot be removed"),
+            }
+        }
+        let mut again = BTreeMap::new();
+        for (id, file, placed) in done.placed {
+            match placed {
+                Placed::Here => {
+                    self.complained_of.remove(&id);
+                    info!(durable_file_id = %id, "an orphan waits for its client here");
+                    self.held.insert(id, Held { file, as_orphan: true });
+                }
+                // It stays with the cluster until its time is up; this node cannot give it back.
+                Placed::Never(why) => error!(durable_file_id = %id, error = why, "an orphan cannot be given back by this node"),
+                Placed::NotYet(why) => {
+                    if self.complained_of.insert(id) {
+                        warn!(durable_file_id = %id, error = why, "an orphan cannot be placed yet, trying again");
+                    }
+                    again.extend(shares.get_key_value(&id).map(|(id, share)| (*id, share.clone())));
+                }
+            }
+        }
+        again
+    }
+}
+
+#[derive(Debug)]
+struct Done {
+    removed: Vec<(DurableFileId, Result<(), PlaceError>)>,
+    placed: Vec<(DurableFileId, FileKey, Placed)>,
+}
+
+#[derive(Debug)]
+enum Placed {
+    Here,
+    NotYet(String),
+    Never(String),
+}
+
+fn place_one(databases: &mut LocalDatabases, open: &OpenDescription) -> Placed {
+    let image = match OpenImage::decode(&open.image) {
+        Ok(image) => image,
+        Err(error) => return Placed::Never(chain(&error).to_string()),
+    };
+    let orphan = Orphan { image: &image, disconnected_at: SystemTime::now() };
+    match databases.materialise(&[orphan]).pop() {
+        None | Some(Ok(())) => Placed::Here,
+        Some(Err(error)) if is_final(&error, &image) => Placed::Never(chain(&error).to_string()),
+        Some(Err(error)) => Placed::NotYet(chain(&error).to_string()),
+    }
+}
+
+/// Whether trying again cannot help.
+fn is_final(error: &PlaceError, image: &OpenImage) -> bool {
+    match error {
+        PlaceError::Materialise(MaterialiseError::Conflict { .. })
+        | PlaceError::File { source: StatError::Replaced { .. }, .. } => true,
+        // The file is gone if its file system is there without it. Otherwise that is still to be mounted.
+        PlaceError::File { source: StatError::Io { source, .. }, .. } if source.kind() == ErrorKind::NotFound => {
+            let share = std::fs::metadata(&image.cookie().service_path);
+            share.is_ok_and(|share| share.dev() == image.file().device)
+        }
+        _ => false,
+    }
+}

@@ -1,0 +1,510 @@
+//! The SMB service of this node through its incarnations: registered, reattached, fenced, declared down.
+//!
+//! One start of `smbd` is one *instance*, which it names itself, and becomes one *incarnation* by being registered
+//! in the log. The two ends of an incarnation are both here: its last process has ended, and this sidecar says so
+//! (`NodeDown`, within milliseconds); or the cluster has declared it down, and its processes are ended.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex as SyncMutex};
+use std::time::Duration;
+
+use frame::{Database, NodeSlot, PageWriter, Reply, TdbError};
+use samba::tdb::Tdb;
+use samba::Layout;
+use statedb::{Command, Instance, NodeId, NodeState, OpenDescription, Outcome, Owner, Rejection, ShareName};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use super::capture::Capture;
+use super::connection::{Change, Connection, ConnectionError};
+use super::gate::{Gate, Verdict};
+use super::processes::Processes;
+use super::reconcile::{Reconciled, Reconciler};
+use super::tracker::Tracker;
+use crate::config::{Config, SambaConfig, Timing};
+use crate::lease::ServiceLease;
+use crate::proposer::{IncarnationEnded, Proposer};
+use crate::raft::RaftNode;
+
+/// Between two attempts to register or to declare down, while there is no quorum or no leader.
+const RETRY_AFTER: Duration = Duration::from_millis(20);
+
+/// How many ended instances are remembered, so that a process of one that is slow to die does not register it
+/// anew. Each takes a restart of `smbd`.
+const ENDED_INSTANCES_MAX: usize = 1024;
+
+/// Connections that wait for their hello or to be accepted. Each costs two file descriptors and a few KiB.
+const BACKLOG: u32 = 1024;
+
+/// Why the sidecar cannot serve the `smbd` beside it.
+#[derive(Debug, thiserror::Error)]
+pub enum SmbServiceError {
+    /// The run directory cannot be used.
+    #[error("cannot {operation} {path}; the sidecar needs its run directory ([samba] run_dir) to itself")]
+    RunDir {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The shared page cannot be used.
+    #[error("cannot use the page that smbd and the sidecar share")]
+    Page(#[from] frame::PageError),
+    /// smbd is missing, or not one that is known.
+    #[error("cannot serve the smbd on this node")]
+    Version(#[from] samba::version::VersionError),
+    /// libtdb is missing.
+    #[error("cannot write to the databases of the smbd on this node")]
+    Libtdb(#[from] samba::tdb::LibtdbError),
+    /// smb.conf is missing, or not fit for what is promised.
+    #[error("cannot serve the smbd on this node as it is configured")]
+    Configuration(#[from] samba::config::ConfigError),
+}
+
+/// The service beside this node.
+#[derive(Debug)]
+pub struct SmbService {
+    raft: Arc<RaftNode>,
+    lease: Arc<ServiceLease>,
+    tracker: Arc<Tracker>,
+    reconciled: Reconciled,
+    node: NodeId,
+    timing: Timing,
+    settings: Arc<Settings>,
+    /// The incarnation that lives. Locked while one is registered, so that processes of one instance do not
+    /// register it twice.
+    current: Mutex<Option<Arc<Incarnation>>>,
+    /// The same, to be ended without waiting for that lock.
+    living: SyncMutex<Option<(Owner, CancellationToken)>>,
+    ended: SyncMutex<BTreeSet<Instance>>,
+    /// Held as long as this lives: a second sidecar must not write to the same page.
+    _run_dir_lock: File,
+}
+
+/// What the `smbd` on this node is like.
+#[derive(Debug)]
+pub struct Settings {
+    /// How its records look.
+    pub layout: Layout,
+    /// What its smb.conf says.
+    pub samba: samba::config::SambaSettings,
+    /// Shares that are left alone, `IPC$` among them.
+    pub unprotected: BTreeSet<ShareName>,
+}
+
+impl Settings {
+    fn ask(config: &SambaConfig) -> Result<Self, SmbServiceError> {
+        let version = samba::SambaVersion::of_smbd(&config.smbd)?;
+        let layout = Layout::for_version(&version)?;
+        let samba = samba::config::SambaSettings::ask(&config.smb_conf)?;
+        let mut unprotected: BTreeSet<_> =
+            config.unprotected_shares.iter().map(|name| ShareName::new(name)).collect();
+        unprotected.insert(ShareName::new("IPC$"));
+        let wrong = samba.problems(|share| !unprotected.contains(&ShareName::new(share)));
+        if !wrong.is_empty() {
+            return Err(samba::config::ConfigError::Unfit { smb_conf: config.smb_conf.clone(), problems: wrong }.into());
+        }
+        info!(%version, ?layout, lock_directory = %samba.lock_directory.display(), "smbd is one that is known");
+        Ok(Self { layout, samba, unprotected })
+    }
+}
+
+/// One start of the SMB service, registered.
+#[derive(Debug)]
+struct Incarnation {
+    instance: Instance,
+    owner: Owner,
+    processes: Arc<Processes>,
+    gate: Arc<Gate>,
+    capture: Capture,
+    /// Cancelled when it is over, for whichever reason.
+    ended: CancellationToken,
+}
+
+impl SmbService {
+    /// Looks at the Samba beside this node, and prepares the run directory.
+    ///
+    /// # Errors
+    ///
+    /// If this Samba cannot be served, with what to change.
+    pub fn prepare(
+        config: &Config,
+        samba: &SambaConfig,
+        raft: Arc<RaftNode>,
+        lease: Arc<ServiceLease>,
+        stop: &CancellationToken,
+    ) -> Result<(Arc<Self>, UnixListener), SmbServiceError> {
+        let settings = Settings::ask(samba)?;
+        std::fs::create_dir_all(&samba.run_dir).map_err(|source| SmbServiceError::RunDir {
+            operation: "make",
+            path: samba.run_dir.clone(),
+            source,
+        })?;
+        let run_dir_lock = lock_run_dir(&samba.run_dir)?;
+        let timing = config.cluster.timing;
+        let limits = frame::Limits {
+            // Two looks within a heartbeat: a fenced process ends as late as that after the word came.
+            fence_tick_ns: u64::try_from(timing.heartbeat_interval().as_nanos() / 2).unwrap_or(u64::MAX),
+            open_global_durable_min_len: settings.layout.open_global_durable_min_len(),
+        };
+        let tracker = Tracker::new(PageWriter::open(&samba.run_dir.join(frame::PAGE_FILE), limits)?);
+        let slot = NodeSlot::new(config.slot()).expect("a configuration has no more nodes than there are slots");
+        tracker.set_allocator(slot, &settings.layout.in_use_record())?;
+        raft.read(|state| tracker.replace_all(state.opens().map(|open| &open.description)));
+        let listener = listen(&samba.run_dir.join(frame::SOCKET_FILE))?;
+
+        let tracker = Arc::new(tracker);
+        let node = NodeId(config.node.id);
+        let reconciler = Reconciler::new(
+            Arc::clone(&raft),
+            Arc::clone(&tracker),
+            Arc::clone(&lease),
+            settings.layout,
+            settings.samba.lock_directory.clone(),
+            Tdb::load()?,
+        );
+        let reconciled = reconciler.reconciled();
+        tokio::spawn(reconciler.run(stop.clone()));
+        let service = Self {
+            raft,
+            lease,
+            tracker,
+            reconciled,
+            node,
+            timing,
+            settings: Arc::new(settings),
+            current: Mutex::new(None),
+            living: SyncMutex::default(),
+            ended: SyncMutex::default(),
+            _run_dir_lock: run_dir_lock,
+        };
+        Ok((Arc::new(service), listener))
+    }
+
+    /// Accepts processes until `stop` is cancelled.
+    pub async fn run(self: Arc<Self>, listener: UnixListener, stop: CancellationToken) {
+        tokio::spawn(Arc::clone(&self).pass_lease_on(stop.clone()));
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = stop.cancelled() => return,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    let service = Arc::clone(&self);
+                    tokio::spawn(async move {
+                        if let Err(error) = service.serve(stream).await {
+                            warn!(error = %crate::telemetry::chain(&error), "a connection of smbd is closed");
+                        }
+                    });
+                }
+                Err(error) => {
+                    // Out of file descriptors, most likely. Others may be closed meanwhile.
+                    error!(%error, "cannot accept a connection of smbd");
+                    tokio::time::sleep(RETRY_AFTER).await;
+                }
+            }
+        }
+    }
+
+    /// The cluster has declared this incarnation down.
+    pub fn fence(&self, owner: Owner) {
+        error!(incarnation = %owner.incarnation, "this node was declared down: its smbd processes are ended");
+        self.lease.end(owner);
+        self.tracker.unbind();
+        let living = self.living.lock().expect("no holder of this lock can panic");
+        if let Some((_, ended)) = living.as_ref().filter(|(living, _)| *living == owner) {
+            ended.cancel();
+        }
+    }
+
+    /// Shows every extension of the lease to the processes.
+    async fn pass_lease_on(self: Arc<Self>, stop: CancellationToken) {
+        let mut until = self.lease.until();
+        loop {
+            tokio::select! {
+                changed = until.changed() => if changed.is_err() { return },
+                () = stop.cancelled() => return,
+            }
+            let until = *until.borrow_and_update();
+            if let Some(until) = until {
+                self.tracker.extend_lease(until);
+            }
+        }
+    }
+
+    async fn serve(self: &Arc<Self>, stream: UnixStream) -> Result<(), ConnectionError> {
+        let mut connection = Connection::new(stream)?;
+        let pid = connection.pid();
+        let hello = connection.hello().await?;
+        if hello.protocol != frame::frame::PROTOCOL {
+            error!(
+                pid, theirs = hello.protocol, ours = frame::frame::PROTOCOL,
+                "the preloaded library is of another version than this sidecar: install both from one release and restart smbd"
+            );
+            return connection.reply(&Reply::Refuse { tdb_error: TdbError::Io }).await;
+        }
+        let Some(incarnation) = self.join(Instance(hello.instance), &connection).await else {
+            return connection.reply(&Reply::Fence).await;
+        };
+        self.watch_process(&incarnation, pid)?;
+        connection.reply(&Reply::Welcome).await?;
+        while let Some(change) = connection.next_change().await? {
+            let reply = match incarnation.decide(&self.settings, change, &mut connection).await? {
+                Ok(Some(reply)) => reply,
+                Ok(None) => continue,
+                Err(IncarnationEnded) => Reply::Fence,
+            };
+            connection.reply(&reply).await?;
+        }
+        Ok(())
+    }
+
+    /// The incarnation of an instance, registered now if it is new. `None` if it must end.
+    async fn join(self: &Arc<Self>, instance: Instance, connection: &Connection) -> Option<Arc<Incarnation>> {
+        let mut current = self.current.lock().await;
+        if let Some(incarnation) = current.as_ref()
+            && incarnation.instance == instance
+            && !incarnation.ended.is_cancelled()
+        {
+            return Some(Arc::clone(incarnation));
+        }
+        if self.ended.lock().expect("no holder of this lock can panic").contains(&instance) {
+            return None;
+        }
+        let known = self.raft.read(|state| state.node(self.node).map(|node| (node.instance, node.state)));
+        let reattaches = known == Some((instance, NodeState::Up));
+        let uid = connection.uid();
+        if !reattaches && uid != 0 && uid != nix::unistd::geteuid().as_raw() {
+            warn!(pid = connection.pid(), uid, "a stranger says that it is smbd: neither root nor this sidecar's user");
+            return None;
+        }
+        match current.take() {
+            Some(before) => before.end_processes(self.timing.self_fence_after()).await,
+            // Processes that an earlier run of this sidecar let in may still be there. Without a lease they end.
+            None if known.is_some_and(|(_, state)| state == NodeState::Up) && !reattaches => {
+                self.tracker.unbind();
+                tokio::time::sleep(self.timing.self_fence_after()).await;
+            }
+            None => {}
+        }
+        let incarnation = self.register(instance).await?;
+        *current = Some(Arc::clone(&incarnation));
+        Some(incarnation)
+    }
+
+    async fn register(self: &Arc<Self>, instance: Instance) -> Option<Arc<Incarnation>> {
+        let command = Command::RegisterNode { node: self.node, instance };
+        let (log_id, outcome) = self.propose_until_answered(command).await?;
+        let (owner, first_sequence) = match outcome {
+            Outcome::Registered { incarnation, first_sequence } => {
+                (Owner { node: self.node, incarnation }, first_sequence)
+            }
+            Outcome::Rejected(rejection @ Rejection::Fenced { .. }) => {
+                warn!(%rejection, "an smbd that was declared down is still there, and is ended");
+                self.remember_ended(instance);
+                return None;
+            }
+            other => {
+                error!(outcome = %other, "smbd cannot be registered");
+                return None;
+            }
+        };
+        self.raft.applied_through(log_id.index).await;
+        let ended = CancellationToken::new();
+        let proposer = Arc::new(Proposer::new(Arc::clone(&self.raft), owner, first_sequence, ended.clone()));
+        let mine: Vec<OpenDescription> = self.raft.read(|state| {
+            let mine = state.opens().filter(|open| open.holder() == Some(owner));
+            mine.map(|open| open.description.clone()).collect()
+        });
+        info!(incarnation = %owner.incarnation, opens = mine.len(), "smbd is registered");
+        let gate = Arc::new(Gate::new(Arc::clone(&proposer), self.reconciled.clone(), self.verdict_within()));
+        let incarnation = Arc::new(Incarnation {
+            instance,
+            owner,
+            capture: Capture::new(
+                proposer,
+                Arc::clone(&self.raft),
+                Arc::clone(&self.tracker),
+                Arc::clone(&gate),
+                Arc::clone(&self.settings),
+                mine,
+            ),
+            gate,
+            processes: Arc::new(Processes::new()),
+            ended,
+        });
+        *self.living.lock().expect("no holder of this lock can panic") = Some((owner, incarnation.ended.clone()));
+        self.lease.begin(owner);
+        let mut until = self.lease.until();
+        let until = tokio::select! {
+            until = until.wait_for(Option::is_some) => until.ok().and_then(|until| *until)?,
+            () = incarnation.ended.cancelled() => return None,
+        };
+        self.tracker.bind(instance, until);
+        tokio::spawn(Arc::clone(self).attend(Arc::clone(&incarnation)));
+        Some(incarnation)
+    }
+
+    /// Waits for the end of an incarnation, and draws the conclusions.
+    async fn attend(self: Arc<Self>, incarnation: Arc<Incarnation>) {
+        let owner = incarnation.owner;
+        tokio::select! {
+            () = incarnation.processes.first_and_last() => {
+                warn!(incarnation = %owner.incarnation, "the last smbd process has ended, this node is down");
+                self.conclude(&incarnation);
+                // Nobody is left who could serve, so nothing has to be waited for.
+                let verdict = Command::NodeDown { node: owner.node, incarnation: owner.incarnation };
+                if let Some((_, outcome)) = self.propose_until_answered(verdict).await {
+                    info!(%outcome, "the cluster knows");
+                }
+            }
+            () = incarnation.ended.cancelled() => {
+                self.conclude(&incarnation);
+                incarnation.processes.kill_all();
+            }
+        }
+    }
+
+    fn conclude(&self, incarnation: &Incarnation) {
+        incarnation.ended.cancel();
+        self.remember_ended(incarnation.instance);
+        self.lease.end(incarnation.owner);
+    }
+
+    fn watch_process(self: &Arc<Self>, incarnation: &Arc<Incarnation>, pid: u32) -> io::Result<()> {
+        let Some(ended) = incarnation.processes.watch(pid)? else { return Ok(()) };
+        let incarnation = Arc::clone(incarnation);
+        tokio::spawn(async move {
+            ended.await;
+            let left = async {
+                incarnation.capture.process_ended(pid).await?;
+                incarnation.gate.leave_all(pid).await
+            };
+            if left.await.is_err() {
+                debug!(pid, "a process of an incarnation that is over has ended");
+            }
+        });
+        Ok(())
+    }
+
+    /// Asks until there is an answer; `None` when this process ends.
+    async fn propose_until_answered(&self, command: Command) -> Option<(statedb::LogId, Outcome)> {
+        loop {
+            match self.raft.propose(command.clone()).await {
+                Ok(answer) => return Some(answer),
+                Err(crate::raft::ProposeError::ShuttingDown) => return None,
+                Err(error) => debug!(%error, %command, "no definite answer yet, asking again"),
+            }
+            tokio::time::sleep(RETRY_AFTER).await;
+        }
+    }
+
+    fn remember_ended(&self, instance: Instance) {
+        let mut ended = self.ended.lock().expect("no holder of this lock can panic");
+        if ended.len() >= ENDED_INSTANCES_MAX {
+            ended.pop_first();
+        }
+        ended.insert(instance);
+    }
+
+    /// By when a node that does not answer is declared down, whoever leads: the leader's silence, an election
+    /// that has to be repeated once, and the new leader's wait.
+    fn verdict_within(&self) -> Duration {
+        self.timing.node_down_after() + 3 * self.timing.leader_lease() + self.timing.node_down_after_election()
+    }
+}
+
+impl Incarnation {
+    /// What a process is told about a change that it wants to make; `None` if it has given the change up itself.
+    async fn decide(
+        &self,
+        settings: &Settings,
+        change: Change,
+        connection: &mut Connection,
+    ) -> Result<Result<Option<Reply>, IncarnationEnded>, ConnectionError> {
+        let pid = connection.pid();
+        match change {
+            Change::Store { database: Database::TconGlobal, key, value } => {
+                Ok(self.tree_connect(settings, pid, &key, &value).await.map(Some))
+            }
+            Change::Delete { database: Database::TconGlobal, key } => {
+                Ok(self.gate.leave(pid, &key).await.map(|()| Some(Reply::Proceed)))
+            }
+            change => self.capture.decide(change, connection).await,
+        }
+    }
+
+    async fn tree_connect(
+        &self,
+        settings: &Settings,
+        pid: u32,
+        key: &[u8],
+        value: &[u8],
+    ) -> Result<Reply, IncarnationEnded> {
+        let record = match samba::records::TconGlobal::decode(settings.layout, value) {
+            Ok(record) => record,
+            Err(error) => {
+                error!(pid, error = %crate::telemetry::chain(&error), "a tree connect's record cannot be understood, the tree connect is refused");
+                return Ok(Reply::Refuse { tdb_error: TdbError::Corrupt });
+            }
+        };
+        // smbd stores the record twice, and says which share it is about only the second time.
+        let share = ShareName::new(&record.share_name);
+        if share.as_str().is_empty() || settings.unprotected.contains(&share) {
+            return Ok(Reply::Proceed);
+        }
+        Ok(match self.gate.enter(&share, pid, key).await? {
+            Verdict::Enter => Reply::Proceed,
+            // The client sees STATUS_FILE_LOCK_CONFLICT: somebody else has it, and it may try again.
+            Verdict::ServedBy(_) => Reply::Refuse { tdb_error: TdbError::Lock },
+            Verdict::Undecided => Reply::Refuse { tdb_error: TdbError::Io },
+        })
+    }
+
+    /// Ends all processes and waits until they have: an incarnation may be superseded only when nobody serves in
+    /// its name any more. Bounded, because the kernel ends them by then anyway.
+    async fn end_processes(&self, self_fence_after: Duration) {
+        self.ended.cancel();
+        self.processes.kill_all();
+        if tokio::time::timeout(self_fence_after, self.processes.all_ended()).await.is_err() {
+            warn!(left = self.processes.len(), "processes of an earlier smbd have not ended yet");
+        }
+    }
+}
+
+/// Takes the run directory for this process alone, until the file is closed.
+fn lock_run_dir(run_dir: &Path) -> Result<File, SmbServiceError> {
+    let path = run_dir.join("lock");
+    let failed = |operation, source| SmbServiceError::RunDir { operation, path: path.clone(), source };
+    let file = File::create(&path).map_err(|source| failed("make", source))?;
+    file.try_lock().map_err(|error| failed("lock (is another sidecar running?)", error.into()))?;
+    Ok(file)
+}
+
+/// Listens for processes. A socket that an earlier run left behind is in the way, and is removed.
+fn listen(path: &Path) -> Result<UnixListener, SmbServiceError> {
+    let failed = |operation| {
+        move |source| SmbServiceError::RunDir { operation, path: path.to_owned(), source }
+    };
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove")(error)),
+        _ => {}
+    }
+    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).map_err(failed("make a socket at"))?;
+    let address = socket2::SockAddr::unix(path).map_err(failed("make a socket at"))?;
+    socket.bind(&address).map_err(failed("make a socket at"))?;
+    // smbd may have become its client's user by the time it connects again; the instance is its proof.
+    let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+    std::fs::set_permissions(path, everybody).map_err(failed("open to everybody the socket"))?;
+    socket.listen(i32::try_from(BACKLOG).expect("a small number")).map_err(failed("listen at"))?;
+    socket.set_nonblocking(true).map_err(failed("listen at"))?;
+    UnixListener::from_std(socket.into()).map_err(failed("listen at"))
+}

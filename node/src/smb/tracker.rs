@@ -1,0 +1,172 @@
+//! Which keys the shim asks about: the page's bits, kept in step with the replicated state.
+//!
+//! An open's keys are tracked from before its client hears of the grant until the open is gone everywhere,
+//! because a change that nobody asked about would be a change that nobody replicated.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, MutexGuard};
+use std::time::Instant;
+
+use frame::{NodeSlot, PageError, PageWriter};
+use nix::time::{ClockId, clock_gettime};
+
+use samba::records::file_key;
+use statedb::{DurableFileId, FileKey, Instance, OpenDescription};
+
+use super::keys;
+
+/// The shared page, and which opens stand behind its bits.
+#[derive(Debug)]
+pub struct Tracker {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    page: PageWriter,
+    opens: BTreeMap<DurableFileId, Keys>,
+    files: HashMap<FileKey, usize>,
+    leases: HashMap<[u8; 32], usize>,
+}
+
+/// What of an open the shim sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Keys {
+    file: FileKey,
+    lease: Option<[u8; 32]>,
+}
+
+impl Keys {
+    fn of(description: &OpenDescription) -> Self {
+        Self { file: description.file, lease: keys::lease_of(description) }
+    }
+}
+
+impl Tracker {
+    /// Starts from a page that may carry bits of a former sidecar; they stay until [`Self::replace_all`].
+    #[must_use]
+    pub fn new(page: PageWriter) -> Self {
+        let inner = Inner { page, opens: BTreeMap::new(), files: HashMap::new(), leases: HashMap::new() };
+        Self { inner: Mutex::new(inner) }
+    }
+
+    /// Tracks exactly these opens.
+    pub fn replace_all<'a>(&self, opens: impl Iterator<Item = &'a OpenDescription>) {
+        let mut inner = self.inner();
+        inner.opens.clear();
+        inner.files.clear();
+        inner.leases.clear();
+        for description in opens {
+            let keys = Keys::of(description);
+            inner.opens.insert(description.durable_file_id, keys);
+            *inner.files.entry(keys.file).or_default() += 1;
+            if let Some(lease) = keys.lease {
+                *inner.leases.entry(lease).or_default() += 1;
+            }
+        }
+        let Inner { page, opens, files, leases } = &mut *inner;
+        page.replace_all(
+            opens.keys().filter_map(|id| keys::samba_id(*id)),
+            files.keys().map(|file| file_key(*file).to_vec()),
+            leases.keys().map(|lease| lease.to_vec()),
+        );
+    }
+
+    /// Tracks an open, or follows it to other keys.
+    pub fn track(&self, description: &OpenDescription) {
+        let mut inner = self.inner();
+        let (id, keys) = (description.durable_file_id, Keys::of(description));
+        if inner.opens.get(&id) == Some(&keys) {
+            return;
+        }
+        // The new keys are tracked before the old ones are forgotten: they may be the same.
+        let before = inner.opens.insert(id, keys);
+        if let Some(id) = keys::samba_id(id) {
+            inner.page.set_id(id);
+        }
+        inner.count_up(keys);
+        if let Some(before) = before {
+            inner.count_down(before);
+        }
+    }
+
+    /// Forgets an open.
+    pub fn forget(&self, id: DurableFileId) {
+        let mut inner = self.inner();
+        let Some(keys) = inner.opens.remove(&id) else { return };
+        if let Some(id) = keys::samba_id(id) {
+            inner.page.clear_id(id);
+        }
+        inner.count_down(keys);
+    }
+
+    /// Gives this node its share of the persistent ids; see [`PageWriter::set_allocator`].
+    ///
+    /// # Errors
+    ///
+    /// If the record does not fit into the page.
+    pub fn set_allocator(&self, slot: NodeSlot, in_use_record: &[u8]) -> Result<(), PageError> {
+        self.inner().page.set_allocator(slot, in_use_record)
+    }
+
+    /// Lets the processes of this instance serve until then.
+    pub fn bind(&self, instance: Instance, until: Instant) {
+        self.inner().page.bind(&instance.0, monotonic_ns(until));
+    }
+
+    /// Moves the end of what the bound processes may do.
+    pub fn extend_lease(&self, until: Instant) {
+        self.inner().page.extend_lease(monotonic_ns(until));
+    }
+
+    /// Ends every process that was bound.
+    pub fn unbind(&self) {
+        self.inner().page.unbind();
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().expect("no holder of this lock can panic")
+    }
+}
+
+impl Inner {
+    fn count_up(&mut self, keys: Keys) {
+        *self.files.entry(keys.file).or_default() += 1;
+        self.page.set_file(&file_key(keys.file));
+        if let Some(lease) = keys.lease {
+            *self.leases.entry(lease).or_default() += 1;
+            self.page.set_lease(&lease);
+        }
+    }
+
+    fn count_down(&mut self, keys: Keys) {
+        if drop_one(&mut self.files, &keys.file) {
+            self.page.clear_file(&file_key(keys.file));
+        }
+        if let Some(lease) = keys.lease
+            && drop_one(&mut self.leases, &lease)
+        {
+            self.page.clear_lease(&lease);
+        }
+    }
+}
+
+/// Counts one down; true if that was the last.
+fn drop_one<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) -> bool {
+    match counts.get_mut(key) {
+        Some(count) if *count > 1 => {
+            *count -= 1;
+            false
+        }
+        Some(_) => counts.remove(key).is_some(),
+        None => false,
+    }
+}
+
+/// An instant as the shim reads it, on `CLOCK_MONOTONIC`, which is what [`Instant`] counts on too.
+fn monotonic_ns(instant: Instant) -> u64 {
+    let clock = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("the kernel has a monotonic clock");
+    let now = std::time::Duration::from(clock);
+    let left = instant.saturating_duration_since(Instant::now());
+    u64::try_from((now + left).as_nanos()).unwrap_or(u64::MAX)
+}
