@@ -293,10 +293,11 @@ impl Runner {
     }
 
     fn show_share(&self, share: &ShareName, output: &mut String) -> Result<()> {
-        Ok(match self.state.serving_node(share) {
+        match self.state.serving_node(share) {
             Some(serving) => writeln!(output, "share {share} served by {}", serving.owner)?,
             None => writeln!(output, "share {share} served by nobody")?,
-        })
+        }
+        Ok(())
     }
 
     fn show_open(&self, id: DurableFileId, output: &mut String) -> Result<()> {

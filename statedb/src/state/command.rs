@@ -135,3 +135,37 @@ impl fmt::Display for Request {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_is_one_line() {
+        let owner = Owner { node: NodeId(1), incarnation: Incarnation(2) };
+        let open = DurableFileId(7);
+        let reclaim = Reclaim { durable_file_id: open, create_guid: CreateGuid::default() };
+        let share = ShareName::new("Data");
+        let ask = |request| {
+            let proposer = Proposer { owner, sequence: 5, first_outstanding: 4 };
+            Command::FromSmbNode { proposer, request }
+        };
+        for (command, line) in [
+            (
+                Command::RegisterNode { node: NodeId(1), instance: Instance([0xA1; 16]) },
+                "register-node 1 instance=a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1",
+            ),
+            (Command::NodeDown { node: NodeId(1), incarnation: Incarnation(2) }, "node-down 1.2"),
+            (Command::ExpireOpens, "expire-opens"),
+            (ask(Request::Update(Vec::new())), "update 1.2#5"),
+            (ask(Request::Disconnect(open)), "disconnect 1.2#5 open=7"),
+            (ask(Request::Reclaim(reclaim)), "reclaim 1.2#5 open=7"),
+            (ask(Request::Close(open)), "close 1.2#5 open=7"),
+            (ask(Request::ServeShare(share.clone())), "serve-share 1.2#5 share=data"),
+            (ask(Request::ReleaseShare(share)), "release-share 1.2#5 share=data"),
+        ] {
+            assert_eq!(command.to_string(), line);
+        }
+        assert_eq!(Request::Close(open).to_string(), "close open=7");
+    }
+}

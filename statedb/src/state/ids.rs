@@ -123,3 +123,29 @@ macro_rules! display_hex {
     )+};
 }
 display_hex!(Instance, CreateGuid, ClientGuid, LeaseKey);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn share_names_are_compared_without_regard_to_case() {
+        assert_eq!(ShareName::new("Data"), ShareName::new("DATA"));
+        assert_eq!(ShareName::new("Ärzte").as_str(), "ärzte");
+    }
+
+    #[test]
+    fn identities_display_as_logs_and_scripts_write_them() {
+        let owner = Owner { node: NodeId(1), incarnation: Incarnation(2) };
+        let guid = CreateGuid([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 255]);
+        for (displayed, expected) in [
+            (LogId { term: 3, index: 12 }.to_string(), "3/12"),
+            (owner.to_string(), "1.2"),
+            (FileKey { device: 0xFD01, inode: 42, extid: 0 }.to_string(), "fd01:42:0"),
+            (DurableFileId(7).to_string(), "7"),
+            (guid.to_string(), "000102030405060708090a0b0c0d0eff"),
+        ] {
+            assert_eq!(displayed, expected);
+        }
+    }
+}

@@ -184,3 +184,48 @@ impl fmt::Display for NodeState {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn proposer(sequence: u64, first_outstanding: u64) -> Proposer {
+        let owner = Owner { node: NodeId(1), incarnation: Incarnation(1) };
+        Proposer { owner, sequence, first_outstanding }
+    }
+
+    #[test]
+    fn the_window_moves_forward_and_no_further_than_its_limit() {
+        let mut node = Node::first(Instance([1; 16]));
+        node.first_outstanding = 10;
+        for (sequence, first_outstanding, expected, moved_to) in [
+            (9, 0, Err(Rejection::AnswerForgotten { sequence: 9 }), 10),
+            (10, 0, Ok(()), 10),
+            (13, 10, Ok(()), 10),
+            (14, 10, Err(Rejection::TooManyOutstanding { limit: 4 }), 10),
+            // Nobody has acknowledged what he asks for here.
+            (14, 99, Ok(()), 14),
+            (u64::MAX, u64::MAX, Ok(()), u64::MAX),
+        ] {
+            assert_eq!(
+                node.advance_window(&proposer(sequence, first_outstanding), 4),
+                expected,
+                "{sequence}"
+            );
+            assert_eq!(node.first_outstanding, moved_to, "{sequence}");
+        }
+    }
+
+    #[test]
+    fn the_newest_superseded_instances_are_remembered() {
+        let instance = |start: u8| Instance([start; 16]);
+        let starts = SUPERSEDED_INSTANCES_MAX as u8 + 2;
+        let node =
+            (1..starts).fold(Node::first(instance(0)), |node, start| node.superseded_by(instance(start)));
+        assert_eq!(node.incarnation, Incarnation(u64::from(starts)));
+        assert_eq!(node.superseded.len(), SUPERSEDED_INSTANCES_MAX);
+        assert_eq!(node.incarnation_of_superseded(instance(0)), None, "the oldest is forgotten");
+        assert_eq!(node.incarnation_of_superseded(instance(1)), Some(Incarnation(2)));
+        assert_eq!(node.incarnation_of_superseded(node.instance), None, "the newest is not superseded");
+    }
+}

@@ -333,3 +333,141 @@ impl fmt::Display for OpenState {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::ids::LeaseKey;
+    use crate::state::oplock::{Lease, LeaseEpoch, LeaseState, LeaseVersion};
+
+    fn description(durability: Durability, oplock: Oplock, oplock_state: OplockState) -> OpenDescription {
+        OpenDescription {
+            durable_file_id: DurableFileId(1),
+            create_guid: CreateGuid::default(),
+            client_guid: ClientGuid::default(),
+            app_instance_id: None,
+            durable_owner: Sid("S-1-5-21-1-2-3-1000".to_owned()),
+            share: ShareName::new("data"),
+            path: "report.txt".to_owned(),
+            file: FileKey { device: 1, inode: 2, extid: 0 },
+            granted_access: AccessMask::default(),
+            share_access: ShareAccess::default(),
+            create_options: CreateOptions::default(),
+            oplock,
+            oplock_state,
+            durability,
+            durable_open_timeout: Millis(60_000),
+            byte_range_locks: Vec::new(),
+            lock_sequence_array: Vec::new(),
+            delete_on_close: false,
+            position: 0,
+            image: Arc::from([]),
+        }
+    }
+
+    fn lease(state: u32) -> Oplock {
+        Oplock::Lease(Lease {
+            key: LeaseKey([0; 16]),
+            state: LeaseState(state),
+            epoch: LeaseEpoch(1),
+            version: LeaseVersion::V2,
+        })
+    }
+
+    /// The whole matrix of MS-SMB2 3.3.7.1: each oplock, and whether a durable open with it is kept while the
+    /// oplock is held.
+    #[test]
+    fn outlives_its_connection_as_the_protocol_says() {
+        let (r, h, w) = (LeaseState::READ, LeaseState::HANDLE, LeaseState::WRITE);
+        let kept_while_held = [
+            (Oplock::None, false),
+            (Oplock::LevelII, false),
+            (Oplock::Exclusive, false),
+            (Oplock::Batch, true),
+            (lease(0), false),
+            (lease(r), false),
+            (lease(w), false),
+            (lease(r | w), false),
+            (lease(h), true),
+            (lease(r | h), true),
+            (lease(w | h), true),
+            (lease(r | w | h), true),
+        ];
+        for (oplock, kept_while_held) in kept_while_held {
+            for oplock_state in [OplockState::Held, OplockState::Breaking] {
+                for (durability, expected) in [
+                    (Durability::DurableV1, kept_while_held && oplock_state == OplockState::Held),
+                    (Durability::DurableV2, kept_while_held && oplock_state == OplockState::Held),
+                    (Durability::Resilient, true),
+                    (Durability::Persistent, true),
+                ] {
+                    assert_eq!(
+                        description(durability, oplock, oplock_state).outlives_its_connection(),
+                        expected,
+                        "{durability} {oplock} {oplock_state}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn is_the_same_open_whatever_may_change() {
+        let open = description(Durability::DurableV2, Oplock::Batch, OplockState::Held);
+        let changed = OpenDescription {
+            client_guid: ClientGuid([1; 16]),
+            path: "renamed.txt".to_owned(),
+            oplock: Oplock::None,
+            durability: Durability::Resilient,
+            position: 512,
+            delete_on_close: true,
+            ..open.clone()
+        };
+        assert!(open.is_same_open(&changed));
+        for other in [
+            OpenDescription { durable_file_id: DurableFileId(2), ..open.clone() },
+            OpenDescription { create_guid: CreateGuid([1; 16]), ..open.clone() },
+            OpenDescription { durable_owner: Sid("S-1-1-0".to_owned()), ..open.clone() },
+            OpenDescription { share: ShareName::new("scratch"), ..open.clone() },
+            OpenDescription { file: FileKey { extid: 1, ..open.file }, ..open.clone() },
+        ] {
+            assert!(!open.is_same_open(&other), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn every_part_of_variable_length_counts_against_the_bound() {
+        let open = description(Durability::DurableV2, Oplock::Batch, OplockState::Held);
+        let lock = ByteRangeLock { offset: 0, length: 1, exclusive: true };
+        for larger in [
+            OpenDescription { durable_owner: Sid("S-1-5-21-1-2-3-10000".to_owned()), ..open.clone() },
+            OpenDescription { share: ShareName::new("data2"), ..open.clone() },
+            OpenDescription { path: "report2.txt".to_owned(), ..open.clone() },
+            OpenDescription { byte_range_locks: vec![lock], ..open.clone() },
+            OpenDescription { lock_sequence_array: vec![0xFF; 64], ..open.clone() },
+            OpenDescription { image: Arc::from([0]), ..open.clone() },
+        ] {
+            assert!(larger.variable_bytes() > open.variable_bytes(), "{larger:?}");
+        }
+    }
+
+    #[test]
+    fn states_say_who_holds_the_open_and_until_when() {
+        use crate::state::ids::{Incarnation, NodeId};
+
+        let owner = Owner { node: NodeId(1), incarnation: Incarnation(2) };
+        let until = Timestamp(70_000);
+        let connected = OpenState::Connected { owner };
+        let kept = OpenState::Disconnected { keeper: Some(owner), durable_open_scavenger_timeout: until };
+        let orphan = OpenState::Disconnected { keeper: None, durable_open_scavenger_timeout: until };
+        for (state, holder, deadline, display) in [
+            (connected, Some(owner), None, "connected 1.2"),
+            (kept, Some(owner), Some(until), "disconnected until=70s keeper=1.2"),
+            (orphan, None, Some(until), "disconnected until=70s"),
+        ] {
+            assert_eq!(state.holder(), holder, "{display}");
+            assert_eq!(state.deadline(), deadline, "{display}");
+            assert_eq!(state.to_string(), display);
+        }
+    }
+}

@@ -123,3 +123,37 @@ impl fmt::Display for OplockState {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lease_states_read_as_the_specification_writes_them() {
+        let expected = ["-", "R", "H", "RH", "W", "RW", "WH", "RWH"];
+        for (bits, display) in (0..).zip(expected) {
+            assert_eq!(LeaseState(bits).to_string(), display);
+            assert_eq!(LeaseState(bits).has_handle_caching(), display.contains('H'), "{display}");
+        }
+        assert!(!LeaseState(!LeaseState::HANDLE).has_handle_caching(), "unknown bits grant nothing");
+    }
+
+    #[test]
+    fn oplocks_display_their_level_or_lease_state() {
+        let lease = Lease {
+            key: LeaseKey([0; 16]),
+            state: LeaseState(3),
+            epoch: LeaseEpoch(1),
+            version: LeaseVersion::V1,
+        };
+        for (oplock, display) in [
+            (Oplock::None, "none"),
+            (Oplock::LevelII, "level2"),
+            (Oplock::Exclusive, "exclusive"),
+            (Oplock::Batch, "batch"),
+            (Oplock::Lease(lease), "RH"),
+        ] {
+            assert_eq!(oplock.to_string(), display);
+        }
+    }
+}

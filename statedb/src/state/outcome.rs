@@ -237,3 +237,128 @@ impl fmt::Display for List<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::ids::NodeId;
+
+    const OPEN: DurableFileId = DurableFileId(7);
+
+    fn owner(node: u64, incarnation: u64) -> Owner {
+        Owner { node: NodeId(node), incarnation: Incarnation(incarnation) }
+    }
+
+    #[test]
+    fn every_rejection_has_its_ntstatus_and_its_sentence() {
+        let share = ShareName::new("data");
+        for (rejection, status, sentence) in [
+            (
+                Rejection::Fenced { proposer: owner(1, 1), current: None },
+                ntstatus::FILE_NOT_AVAILABLE,
+                "1.1 is fenced: its node never registered",
+            ),
+            (
+                Rejection::Fenced { proposer: owner(1, 1), current: Some(Incarnation(1)) },
+                ntstatus::FILE_NOT_AVAILABLE,
+                "1.1 is fenced: it was declared down",
+            ),
+            (
+                Rejection::Fenced { proposer: owner(1, 1), current: Some(Incarnation(2)) },
+                ntstatus::FILE_NOT_AVAILABLE,
+                "1.1 is fenced: the newest incarnation of its node is 2",
+            ),
+            (
+                Rejection::AnswerForgotten { sequence: 3 },
+                ntstatus::INTERNAL_ERROR,
+                "request 3 is older than those that its proposer waits for",
+            ),
+            (
+                Rejection::TooManyOutstanding { limit: 8 },
+                ntstatus::INSUFFICIENT_RESOURCES,
+                "more than 8 requests are outstanding",
+            ),
+            (Rejection::OpenNotFound(OPEN), ntstatus::OBJECT_NAME_NOT_FOUND, "there is no open 7"),
+            (Rejection::DurableFileIdInUse(OPEN), ntstatus::DUPLICATE_OBJECTID, "the id of open 7 is in use"),
+            (
+                Rejection::NotOwner { open: OPEN, holder: Some(owner(2, 1)) },
+                ntstatus::FILE_NOT_AVAILABLE,
+                "open 7 belongs to 2.1",
+            ),
+            (
+                Rejection::NotOwner { open: OPEN, holder: None },
+                ntstatus::FILE_NOT_AVAILABLE,
+                "open 7 waits for its client",
+            ),
+            (
+                Rejection::OpenConnected { open: OPEN, owner: owner(2, 1) },
+                ntstatus::OBJECT_NAME_NOT_FOUND,
+                "open 7 is connected through 2.1",
+            ),
+            (
+                Rejection::CreateGuidMismatch(OPEN),
+                ntstatus::OBJECT_NAME_NOT_FOUND,
+                "open 7 was made with another CreateGuid",
+            ),
+            (
+                Rejection::IdentityChanged(OPEN),
+                ntstatus::INTERNAL_ERROR,
+                "an update must not change the CreateGuid, owner, share or file of open 7",
+            ),
+            (
+                Rejection::ShareServedElsewhere { share, owner: owner(2, 1) },
+                ntstatus::FILE_NOT_AVAILABLE,
+                "share data is served by 2.1",
+            ),
+            (
+                Rejection::TooManyOpens { limit: 2 },
+                ntstatus::INSUFFICIENT_RESOURCES,
+                "the cluster holds 2 opens, its limit",
+            ),
+            (
+                Rejection::TooManyShares { limit: 2 },
+                ntstatus::INSUFFICIENT_RESOURCES,
+                "2 shares are served, the cluster's limit",
+            ),
+            (
+                Rejection::OpenTooLarge { open: OPEN, limit: 256 },
+                ntstatus::INSUFFICIENT_RESOURCES,
+                "the description of open 7 is larger than 256 bytes",
+            ),
+            (
+                Rejection::TimeoutTooLong { open: OPEN, limit: Millis(300_000) },
+                ntstatus::INSUFFICIENT_RESOURCES,
+                "the timeout of open 7 is longer than 300s",
+            ),
+        ] {
+            assert_eq!(rejection.ntstatus(), status, "{rejection}");
+            assert_eq!(rejection.to_string(), sentence);
+        }
+    }
+
+    #[test]
+    fn every_outcome_is_one_line() {
+        let opens = |ids: &[u64]| ids.iter().copied().map(DurableFileId).collect::<Vec<_>>();
+        for (outcome, line) in [
+            (
+                Outcome::Registered { incarnation: Incarnation(2), first_sequence: 4096 },
+                "registered incarnation=2 first_sequence=4096",
+            ),
+            (
+                Outcome::NodeDown { disconnected: opens(&[1, 2]), closed: opens(&[3]) },
+                "node-down disconnected=1,2 closed=3",
+            ),
+            (Outcome::Expired { closed: Vec::new() }, "expired closed=-"),
+            (Outcome::Granted, "granted"),
+            (Outcome::Updated, "updated"),
+            (Outcome::Disconnected { until: Timestamp(70_000) }, "disconnected until=70s"),
+            (Outcome::Reclaimed, "reclaimed"),
+            (Outcome::Closed, "closed"),
+            (Outcome::ShareServed, "share-served"),
+            (Outcome::ShareReleased, "share-released"),
+            (Outcome::Rejected(Rejection::OpenNotFound(OPEN)), "rejected: there is no open 7"),
+        ] {
+            assert_eq!(outcome.to_string(), line);
+        }
+    }
+}

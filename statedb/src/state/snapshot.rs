@@ -85,3 +85,32 @@ impl State {
         Ok(state)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::ids::{Incarnation, NodeId, Owner};
+
+    const META: Record = Record::Meta { applied: Some(LogId { term: 1, index: 9 }), now: Timestamp(5) };
+
+    #[test]
+    fn records_come_back_in_any_order() {
+        let owner = Owner { node: NodeId(1), incarnation: Incarnation(1) };
+        let share = Record::Share(ShareName::new("data"), ServingNode { owner });
+        let state = State::from_records(Limits::DEFAULT, [share.clone(), META])
+            .expect("a share, and where it stands");
+        assert_eq!(state.records().collect::<Vec<_>>(), [META, share]);
+    }
+
+    #[test]
+    fn a_restored_state_has_no_changes_to_tell() {
+        let mut state = State::from_records(Limits::DEFAULT, [META]).expect("an empty state");
+        assert_eq!(state.take_changes(), Default::default());
+    }
+
+    #[test]
+    fn a_stream_that_is_no_state_is_refused() {
+        assert_eq!(State::from_records(Limits::DEFAULT, []), Err(SnapshotError::NoMeta));
+        assert_eq!(State::from_records(Limits::DEFAULT, [META, META]), Err(SnapshotError::Duplicate));
+    }
+}

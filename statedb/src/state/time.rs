@@ -38,3 +38,24 @@ impl fmt::Display for Millis {
         if self.0.is_multiple_of(1000) { write!(f, "{}s", self.0 / 1000) } else { write!(f, "{}ms", self.0) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_saturate_instead_of_wrapping() {
+        assert_eq!(Timestamp(10).after(Millis(5)), Timestamp(15));
+        assert_eq!(Timestamp(10).after(Millis(u64::MAX)), Timestamp(u64::MAX));
+        assert_eq!(Timestamp(10).since(Timestamp(4)), Millis(6));
+        assert_eq!(Timestamp(4).since(Timestamp(10)), Millis(0));
+    }
+
+    #[test]
+    fn times_display_whole_seconds_as_seconds() {
+        for (millis, display) in [(0, "0s"), (70_000, "70s"), (1_500, "1500ms"), (999, "999ms")] {
+            assert_eq!(Millis(millis).to_string(), display);
+            assert_eq!(Timestamp(millis).to_string(), display);
+        }
+    }
+}

@@ -314,6 +314,7 @@ fn a_disk_that_takes_no_more_is_an_error_and_stops_the_log() {
 #[test]
 #[ignore = "a measurement"]
 #[expect(clippy::print_stdout, reason = "its output is its purpose")]
+#[expect(clippy::disallowed_methods, reason = "it measures")]
 fn compare_append_and_sync_of_128_records_with_sled() {
     const RECORDS: u64 = 128;
     const ROUNDS: u64 = 200;
