@@ -7,8 +7,9 @@
 //! before it hands out what the dead one held.
 
 use std::{
-    io,
+    fs, io,
     os::unix::process::{CommandExt, ExitStatusExt},
+    path::Path,
     process::{Child, Command, ExitStatus, Stdio},
     thread,
     time::{Duration, Instant},
@@ -127,6 +128,16 @@ impl ProcessGroup {
         }
     }
 
+    /// Sends SIGKILL to the whole group and does not wait: for killing several groups at one moment. Follow
+    /// it by [`ProcessGroup::kill`], which also reaps.
+    pub fn send_kill(&self) {
+        if !self.gone {
+            // The id is still ours: a group id is not given away while a member is there, reaped by us or
+            // not. ESRCH means that there is none, which is what is wanted.
+            let _ = killpg(self.leader, Signal::SIGKILL);
+        }
+    }
+
     /// Kills the whole group with SIGKILL, all at the same moment, and reaps it. When this returns no process
     /// of it exists and the kernel has closed their sockets. It blocks for as long as that takes, usually
     /// some milliseconds.
@@ -134,9 +145,7 @@ impl ProcessGroup {
         if self.gone {
             return Ok(());
         }
-        // The id is still ours: a group id is not given away while a member is there, reaped by us or not.
-        // ESRCH means that there is none, which is what is wanted.
-        let _ = killpg(self.leader, Signal::SIGKILL);
+        self.send_kill();
         // The guard next, so that it cannot kill a later group of the same id.
         let _ = self.guard.kill();
         let _ = self.guard.wait();
@@ -180,6 +189,14 @@ impl ProcessGroup {
             }
         }
     }
+}
+
+/// The last lines of some logs, for an error message. What cannot be read is empty.
+pub(crate) fn last_lines(logs: &[&Path]) -> String {
+    const LINES: usize = 20;
+    let text: String = logs.iter().map(|log| fs::read_to_string(log).unwrap_or_default()).collect();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(LINES)..].join("\n")
 }
 
 impl Drop for ProcessGroup {

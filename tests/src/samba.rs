@@ -21,7 +21,7 @@ use tokio::{net::TcpStream, time};
 
 use crate::{
     net,
-    process::{ProcessError, ProcessGroup},
+    process::{ProcessError, ProcessGroup, last_lines},
     smb_client::Credentials,
 };
 
@@ -106,6 +106,11 @@ impl SambaTools {
             pdbedit: find_program("pdbedit")?,
             smbtorture: find_program("smbtorture").ok(),
         })
+    }
+
+    /// The server.
+    pub fn smbd(&self) -> &Path {
+        &self.smbd
     }
 
     /// `smbtorture`, which is a package of its own in Debian.
@@ -373,6 +378,11 @@ impl Smbd {
         }
     }
 
+    /// Sends SIGKILL to the parent and every child and does not wait. To be followed by [`Smbd::kill`].
+    pub fn send_kill(&self) {
+        self.process.iter().for_each(ProcessGroup::send_kill);
+    }
+
     /// Stops the parent and every child where they are (SIGSTOP).
     pub fn pause(&self) {
         self.process.iter().for_each(ProcessGroup::pause);
@@ -384,12 +394,7 @@ impl Smbd {
     }
 
     fn not_serving(&self, problem: &str) -> SambaError {
-        const LINES: usize = 20;
-        let log = ["output", "log"]
-            .map(|name| fs::read_to_string(self.dir.join(name)).unwrap_or_default())
-            .concat();
-        let lines: Vec<&str> = log.lines().collect();
-        let log = lines[lines.len().saturating_sub(LINES)..].join("\n");
+        let log = last_lines(&[&self.dir.join("output"), &self.dir.join("log")]);
         SambaError::NotServing { address: self.address, problem: problem.to_owned(), log }
     }
 }

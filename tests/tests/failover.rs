@@ -1,12 +1,20 @@
 //! What becomes of a durable open when its node gets SIGKILL.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use harness::{
     proxy::{Kill, Mode, Proxy},
     samba::{SambaSite, SambaTools, Smbd, SmbdOptions, samba_or_skip},
-    smb_client::{Client, CreateRequest, NtStatus},
+    smb_client::Client,
     smbtorture::{self, Verdict},
+    workload::Holder,
 };
 use tokio::sync::Mutex;
 
@@ -22,6 +30,9 @@ const RECLAIM_TESTS: [&str; 5] = [
 /// Longer than the slowest of them takes on a loaded machine.
 const SMBTORTURE_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// Far longer than it takes to open the files.
+const FILL_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// Nodes of plain Samba on the same files, all running.
 async fn plain_nodes(tools: SambaTools, count: usize) -> (SambaSite, Vec<Smbd>) {
     let site = SambaSite::new(tools).unwrap();
@@ -34,28 +45,62 @@ async fn plain_nodes(tools: SambaTools, count: usize) -> (SambaSite, Vec<Smbd>) 
     (site, nodes)
 }
 
-/// Control: without Holdfast a durable open dies with its node, whatever it holds.
-#[tokio::test]
-async fn without_holdfast_a_killed_node_takes_its_durable_opens_along() {
+/// Client machines that open files until the node dies.
+const CLIENTS: usize = 5;
+
+/// The node dies when so many opens, and up to half as many more, have been granted.
+const OPENS_MIN: usize = 200;
+
+/// Lets several clients open files on a node, kills it in the midst of that, and returns what they hold.
+async fn fill_and_kill(
+    site: &SambaSite,
+    server: SocketAddr,
+    share: &str,
+    kill: impl AsyncFnOnce(),
+) -> Vec<Holder> {
+    let granted = Arc::new(AtomicUsize::new(0));
+    let fillers: Vec<_> = (0..CLIENTS)
+        .map(|number| {
+            let (client, share) = (Client::new(site.credentials()), share.to_owned());
+            let (name, granted) = (format!("client{number}"), Arc::clone(&granted));
+            tokio::spawn(async move { Holder::fill(client, server, &share, &name, &granted).await })
+        })
+        .collect();
+    let enough = rand::random_range(OPENS_MIN..OPENS_MIN * 3 / 2);
+    let filled = async {
+        while granted.load(Ordering::Relaxed) < enough {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(FILL_TIMEOUT, filled).await.expect("opens are granted far too slowly");
+    kill().await;
+    let mut holders = Vec::new();
+    for filler in fillers {
+        holders.push(filler.await.unwrap().unwrap());
+    }
+    holders
+}
+
+/// Control: without Holdfast every durable open dies with its node, whatever it holds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_holdfast_a_killed_node_takes_every_durable_open_along() {
     let Some(tools) = samba_or_skip() else { return };
     let (site, mut nodes) = plain_nodes(tools, 2).await;
-    let client = Client::new(site.credentials());
-    let session = client.connect(nodes[0].address()).await.unwrap();
-    let share = session.tree_connect(&nodes[0].share()).await.unwrap();
-    let opens = [
-        share.create(CreateRequest::durable_v2_with_lease("lease")).await.unwrap(),
-        share.create(CreateRequest::durable_v2_with_batch("batch")).await.unwrap(),
-    ];
+    let [dying, survivor] = &mut nodes[..] else { unreachable!("two were asked for") };
+    let (address, share) = (dying.address(), dying.share());
+    let holders = fill_and_kill(&site, address, &share, async || dying.kill().unwrap()).await;
 
-    nodes[0].kill().unwrap();
-
-    let session = client.reconnect(nodes[1].address(), session.id()).await.unwrap();
-    let share = session.tree_connect(&nodes[1].share()).await.unwrap();
-    for open in opens {
-        assert!(open.is_durable());
-        let refusal = share.create(open.reconnect_request()).await.unwrap_err();
-        assert_eq!(refusal.status(), Some(NtStatus::OBJECT_NAME_NOT_FOUND));
+    let mut promised = 0;
+    for holder in &holders {
+        promised += holder.promises.len();
+        let claims = holder.claim_all(survivor.address(), &survivor.share()).await.unwrap();
+        assert_eq!(claims.broken.len(), holder.promises.len(), "{:?}", claims.claimed);
+        for broken in claims.broken {
+            assert_eq!(broken.what, "reclaim: CREATE was refused with OBJECT_NAME_NOT_FOUND");
+        }
     }
+    eprintln!("{promised} durable opens were granted and lost");
+    assert!(promised >= OPENS_MIN);
 }
 
 /// Control: without Holdfast the tests pass on one node, and fail when the node is killed between two

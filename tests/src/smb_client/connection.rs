@@ -282,3 +282,58 @@ impl ConnectionTask {
 pub(super) fn malformed(command: Command) -> impl FnOnce(super::WireError) -> SmbError {
     move |source| SmbError::Malformed { command, source }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::net;
+
+    const TIMEOUT: Duration = Duration::from_millis(300);
+
+    /// A server that reads one request and answers with these bytes, or not at all.
+    async fn connection_to_server_saying(answer: &'static [u8]) -> Connection {
+        let listener = TcpListener::bind(net::free_endpoint()).await.unwrap();
+        let server = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.readable().await.unwrap();
+            stream.write_all(answer).await.unwrap();
+            // Until the client has had enough.
+            while stream.try_read(&mut [0; 1024]).map_or(true, |len| len > 0) {
+                time::sleep(Duration::from_millis(1)).await;
+            }
+        });
+        Connection::open(server, TIMEOUT).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_silent_server_times_out() {
+        let connection = connection_to_server_saying(b"").await;
+        let error = connection.call(wire::echo()).await.unwrap_err();
+        assert!(matches!(error, SmbError::TimedOut { command: Command::Echo, timeout: TIMEOUT }), "{error}");
+        // The one credit of a new connection is spent: a second request is not even sent.
+        let error = connection.call(wire::echo()).await.unwrap_err();
+        assert!(matches!(error, SmbError::TimedOut { .. }), "{error}");
+        connection.drop_now().await;
+        let error = connection.call(wire::echo()).await.unwrap_err();
+        assert!(error.to_string().ends_with("dropped by this client"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn absurd_answers_end_the_connection_and_say_why() {
+        let cases: [(&[u8], &str); 4] = [
+            (b"\0\0\0\x04\xFFSMB", "packet header: ProtocolId"),
+            (b"\0\0\0\x08\xFESMB\x40\0\0\0", "packet header: 8 bytes are too few"),
+            (b"\0\xFF\xFF\xFF", "reading failed: frame size too big"),
+            (b"\0\0\0\x02hi", "packet header: 2 bytes are too few"),
+        ];
+        for (answer, expected) in cases {
+            let connection = connection_to_server_saying(answer).await;
+            let error = connection.call(wire::echo()).await.unwrap_err();
+            assert!(matches!(error, SmbError::Disconnected { .. }), "{error}");
+            assert!(error.to_string().contains(expected), "{error}");
+        }
+    }
+}

@@ -654,3 +654,61 @@ impl Body {
 fn utf16(text: &str) -> Vec<u8> {
     text.encode_utf16().flat_map(u16::to_le_bytes).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+
+    fn message(flags: u32, credits: u16, body: &[u8]) -> Bytes {
+        let header = Body::default()
+            .bytes(b"\xFESMB")
+            .bytes(&[0; 10])
+            .u16(credits)
+            .u32(flags)
+            .bytes(&[0; HEADER_LEN - 20]);
+        [header.0, body.to_vec()].concat().into()
+    }
+
+    proptest! {
+        #[test]
+        fn absurd_messages_are_refused_and_never_panic(bytes in vec(any::<u8>(), 0..200)) {
+            let _ = Response::parse(bytes.into());
+        }
+
+        /// The StructureSize is right more often than by chance, so that what comes after it is reached.
+        #[test]
+        fn absurd_bodies_are_refused_and_never_panic(
+            size in prop::sample::select(vec![9_u16, 17, 24, 44, 65, 89]),
+            rest in vec(prop_oneof![Just(0_u8), Just(64), Just(152), Just(255), any::<u8>()], 0..250),
+        ) {
+            let body = [&size.to_le_bytes()[..], &rest].concat();
+            let response = Response::parse(message(0, 1, &body)).unwrap();
+            let _ = Negotiated::decode(&response).map(|negotiated| negotiated.dialect);
+            let _ = session_setup_token(&response);
+            let _ = CreateResponse::decode(&response);
+            let _ = read_data(&response);
+            let _ = write_count(&response);
+            let _ = Break::decode(&response);
+        }
+
+        #[test]
+        fn chains_of_contexts_are_walked_to_the_end(request_v2 in any::<bool>(), lease_v2 in any::<bool>()) {
+            let version = if lease_v2 { LeaseVersion::V2 { epoch: 7 } } else { LeaseVersion::V1 };
+            let lease = Lease { version, ..Lease::request(LeaseState::READ_HANDLE) };
+            let request = CreateRequest::new("file").with_lease(lease);
+            let request = if request_v2 { request.durable_v2() } else { request.durable_v1() };
+            let mut seen = Vec::new();
+            for_each_context(&create_contexts(&request), |name, data| {
+                if name == b"RqLs" {
+                    assert_eq!(Lease::decode(data).unwrap(), lease);
+                }
+                seen.push(name.to_vec());
+                Ok(())
+            }).unwrap();
+            let durable = if request_v2 { b"DH2Q" } else { b"DHnQ" };
+            prop_assert_eq!(seen, vec![durable.to_vec(), b"RqLs".to_vec()]);
+        }
+    }
+}

@@ -1,0 +1,422 @@
+//! A whole cluster on loopback: sidecars, and beside each of them a real `smbd` that preloads the shim; and
+//! ways to hurt it.
+//!
+//! Nodes are counted from 0, as everywhere in the harness; the cluster calls them by ids from 1 on. Each
+//! sidecar is a process of its own, so that it can be killed, paused and restarted by itself. Everything dies
+//! with the harness.
+
+use std::{
+    fs, io,
+    net::SocketAddr,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use proto::pb::ops::v1::{StatusRequest, StatusResponse, ops_client::OpsClient};
+use tempfile::TempDir;
+use tokio::time;
+use tonic::transport::Endpoint;
+
+use crate::{
+    net,
+    process::{ProcessError, ProcessGroup, last_lines},
+    samba::{SambaError, SambaSite, SambaTools, Smbd, SmbdOptions},
+};
+
+/// Makes a harness program behave as `holdfast`.
+pub const RUN_AS: &str = "HOLDFAST_RUN_AS";
+
+/// The value of [`RUN_AS`].
+pub const RUN_AS_HOLDFAST: &str = "holdfast";
+
+/// How long a cluster may take until it has a leader, or a node until it is up. Seconds are a slow machine,
+/// more is a bug.
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long one status request may take.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Between two looks at something that should become true.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
+
+/// What a cluster consists of.
+#[derive(Clone, Debug)]
+pub struct ClusterOptions {
+    /// How many nodes.
+    pub nodes: usize,
+    /// A program that calls [`crate::sidecar_main_if_asked`]: the running one, unless that is an integration
+    /// test.
+    pub program: PathBuf,
+    /// Put an `smbd` beside each sidecar.
+    pub samba: Option<SambaTools>,
+    /// What the `smbd`s get beyond what they need.
+    pub smbd: SmbdOptions,
+    /// Values for `[cluster.timing]`, in milliseconds, where the defaults do not suit.
+    pub timing: Vec<(&'static str, u64)>,
+    /// The sidecars' log filter.
+    pub log: String,
+}
+
+impl ClusterOptions {
+    /// Three nodes with Samba and the default timing.
+    pub fn with_samba(program: impl Into<PathBuf>, samba: SambaTools) -> Self {
+        Self { samba: Some(samba), ..Self::without_samba(program) }
+    }
+
+    /// Three sidecars alone.
+    pub fn without_samba(program: impl Into<PathBuf>) -> Self {
+        Self {
+            nodes: 3,
+            program: program.into(),
+            samba: None,
+            smbd: SmbdOptions::default(),
+            timing: Vec::new(),
+            log: "info".to_owned(),
+        }
+    }
+}
+
+/// Why a cluster does not work as the harness wants it to.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// A file or directory could not be made.
+    #[error("cannot prepare {}", path.display())]
+    Prepare {
+        /// Which.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The shim was not built.
+    #[error("cannot find the library that smbd is to preload")]
+    Shim(#[source] io::Error),
+    /// See there.
+    #[error(transparent)]
+    Samba(#[from] SambaError),
+    /// See there.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// A sidecar ended although nobody told it to.
+    #[error("the sidecar of node {node} ended with {status}; the end of its log:\n{log}")]
+    SidecarEnded {
+        /// The node's index.
+        node: usize,
+        /// How.
+        status: std::process::ExitStatus,
+        /// Its last words.
+        log: String,
+    },
+    /// A sidecar did not answer.
+    #[error("the sidecar of node {node} does not tell its status")]
+    NoStatus {
+        /// The node's index.
+        node: usize,
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Something did not become true.
+    #[error("after {timeout:?} there was still not {what}; the ends of the sidecars' logs:\n{logs}")]
+    TimedOut {
+        /// What was waited for.
+        what: String,
+        /// For how long.
+        timeout: Duration,
+        /// What the sidecars said last.
+        logs: String,
+    },
+}
+
+/// A running cluster. Dropping it kills it and removes its files.
+#[derive(Debug)]
+pub struct Cluster {
+    // First, so that no process is left when the directories go.
+    nodes: Vec<Node>,
+    program: PathBuf,
+    site: Option<SambaSite>,
+    /// Data, run directories and logs of the sidecars.
+    _dir: TempDir,
+}
+
+/// One node, whatever of it is running.
+#[derive(Debug)]
+struct Node {
+    address: SocketAddr,
+    config: PathBuf,
+    log: PathBuf,
+    sidecar: Option<ProcessGroup>,
+    smbd: Option<Smbd>,
+}
+
+impl Cluster {
+    /// Starts all nodes and returns when there is a leader and every node may serve.
+    pub async fn start(options: ClusterOptions) -> Result<Self, ClusterError> {
+        let dir = tempfile::Builder::new()
+            .prefix("holdfast-cluster-")
+            .tempdir()
+            .map_err(prepare(&std::env::temp_dir()))?;
+        // `smbd` processes that work for an ordinary user must reach the run directory.
+        make_accessible(dir.path())?;
+        let site = options.samba.clone().map(SambaSite::new).transpose()?;
+        let addresses: Vec<SocketAddr> = (0..options.nodes).map(|_| net::free_endpoint()).collect();
+        let nodes = (0..options.nodes)
+            .map(|index| Node::prepare(index, dir.path(), &addresses, site.as_ref(), &options))
+            .collect::<Result<_, _>>()?;
+        let mut cluster = Self { nodes, program: options.program, site, _dir: dir };
+
+        for node in 0..cluster.nodes.len() {
+            cluster.start_sidecar(node)?;
+        }
+        cluster.leader().await?;
+        for node in 0..cluster.nodes.len() {
+            cluster.start_smbd(node).await?;
+        }
+        Ok(cluster)
+    }
+
+    /// How many nodes there are, running or not.
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Whether there are none, which is never so.
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+    }
+
+    /// The share, its user and its files; `None` in a cluster without Samba.
+    pub fn site(&self) -> Option<&SambaSite> {
+        self.site.as_ref()
+    }
+
+    /// A node's `smbd`; `None` in a cluster without Samba.
+    pub fn smbd(&self, node: usize) -> Option<&Smbd> {
+        self.nodes[node].smbd.as_ref()
+    }
+
+    /// Where a node's sidecar listens for its peers and for operators.
+    pub fn address(&self, node: usize) -> SocketAddr {
+        self.nodes[node].address
+    }
+
+    /// A node's configuration file.
+    pub fn config_file(&self, node: usize) -> &Path {
+        &self.nodes[node].config
+    }
+
+    /// Everything that a node's sidecars have logged.
+    pub fn sidecar_log(&self, node: usize) -> String {
+        fs::read_to_string(&self.nodes[node].log).unwrap_or_default()
+    }
+
+    /// Starts whatever of a node is not running, and returns when it is up again.
+    pub async fn start_node(&mut self, node: usize) -> Result<(), ClusterError> {
+        self.start_sidecar(node)?;
+        self.start_smbd(node).await
+    }
+
+    /// Starts a node's sidecar, unless it is running, and does not wait for it.
+    pub fn start_sidecar(&mut self, node: usize) -> Result<(), ClusterError> {
+        let Node { config, log, sidecar, .. } = &mut self.nodes[node];
+        if sidecar.as_mut().is_some_and(ProcessGroup::is_running) {
+            return Ok(());
+        }
+        let output = fs::File::options().create(true).append(true).open(&*log).map_err(prepare(log))?;
+        let errors = output.try_clone().map_err(prepare(log))?;
+        let mut command = Command::new(&self.program);
+        command.env(RUN_AS, RUN_AS_HOLDFAST).args(["run", "--config"]).arg(config);
+        command.stdout(output).stderr(errors);
+        *sidecar = Some(ProcessGroup::spawn(command)?);
+        Ok(())
+    }
+
+    /// Starts a node's `smbd`, unless it is running or there is none, and returns when the cluster counts it
+    /// as up.
+    pub async fn start_smbd(&mut self, node: usize) -> Result<(), ClusterError> {
+        let Some(smbd) = &mut self.nodes[node].smbd else { return Ok(()) };
+        smbd.start().await?;
+        let id = node_id(node);
+        let is_up = |status: &StatusResponse| status.nodes.iter().any(|node| node.node_id == id && node.up);
+        self.wait_until(&format!("node {node} up"), node, is_up).await.map(drop)
+    }
+
+    /// Kills `smbd` and sidecar of a node with SIGKILL, both at the same moment, as far as one machine can do
+    /// what a power failure does to another. Nothing of the node is left when this returns.
+    pub fn kill(&mut self, node: usize) -> Result<(), ProcessError> {
+        // First the signals, then the burials: a sidecar that lived on while `smbd` was being buried could
+        // report its death, and the cluster would hear of it sooner than of a power failure.
+        let Node { sidecar, smbd, .. } = &self.nodes[node];
+        sidecar.iter().for_each(ProcessGroup::send_kill);
+        smbd.iter().for_each(Smbd::send_kill);
+        self.kill_sidecar(node)?;
+        self.kill_smbd(node)
+    }
+
+    /// Kills a node's sidecar with SIGKILL.
+    pub fn kill_sidecar(&mut self, node: usize) -> Result<(), ProcessError> {
+        self.nodes[node].sidecar.take().map_or(Ok(()), |mut sidecar| sidecar.kill())
+    }
+
+    /// Kills a node's `smbd` with all its children with SIGKILL.
+    pub fn kill_smbd(&mut self, node: usize) -> Result<(), ProcessError> {
+        self.nodes[node].smbd.as_mut().map_or(Ok(()), Smbd::kill)
+    }
+
+    /// Stops a node's processes where they are, as a virtual machine that is being moved.
+    pub fn pause(&self, node: usize) {
+        self.nodes[node].sidecar.iter().for_each(ProcessGroup::pause);
+        self.nodes[node].smbd.iter().for_each(Smbd::pause);
+    }
+
+    /// Lets them go on.
+    pub fn resume(&self, node: usize) {
+        self.nodes[node].sidecar.iter().for_each(ProcessGroup::resume);
+        self.nodes[node].smbd.iter().for_each(Smbd::resume);
+    }
+
+    /// Whether a node's sidecar is running.
+    pub fn sidecar_is_running(&mut self, node: usize) -> bool {
+        self.nodes[node].sidecar.as_mut().is_some_and(ProcessGroup::is_running)
+    }
+
+    /// What a node's sidecar knows of the cluster.
+    pub async fn status(&self, node: usize) -> Result<StatusResponse, ClusterError> {
+        let no_status = |source| ClusterError::NoStatus { node, source };
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.nodes[node].address))
+            .map_err(|err| no_status(err.into()))?
+            .connect_timeout(STATUS_TIMEOUT)
+            .timeout(STATUS_TIMEOUT);
+        let channel = endpoint.connect().await.map_err(|err| no_status(err.into()))?;
+        let answer = OpsClient::new(channel).status(StatusRequest {}).await;
+        answer.map(tonic::Response::into_inner).map_err(|err| no_status(err.into()))
+    }
+
+    /// The node that leads, once a majority of all nodes says so.
+    pub async fn leader(&mut self) -> Result<usize, ClusterError> {
+        let deadline = Instant::now() + READY_TIMEOUT;
+        loop {
+            let mut votes = vec![0; self.len()];
+            for node in 0..self.len() {
+                let leader = self.status(node).await.ok().and_then(|status| status.leader);
+                if let Some(votes) = leader.and_then(|id| votes.get_mut(node_index(id)?)) {
+                    *votes += 1;
+                }
+            }
+            if let Some(leader) = votes.iter().position(|&votes| 2 * votes > self.len()) {
+                return Ok(leader);
+            }
+            self.look_again(deadline, "a leader").await?;
+        }
+    }
+
+    /// Waits until a node's status is as wanted, and returns it.
+    pub async fn wait_until(
+        &mut self,
+        what: &str,
+        node: usize,
+        wanted: impl Fn(&StatusResponse) -> bool,
+    ) -> Result<StatusResponse, ClusterError> {
+        let deadline = Instant::now() + READY_TIMEOUT;
+        loop {
+            match self.status(node).await {
+                Ok(status) if wanted(&status) => return Ok(status),
+                _ => self.look_again(deadline, what).await?,
+            }
+        }
+    }
+
+    /// Pauses between two looks; fails when there is no sense in another one.
+    async fn look_again(&mut self, deadline: Instant, what: &str) -> Result<(), ClusterError> {
+        for (node, Node { sidecar, log, .. }) in self.nodes.iter_mut().enumerate() {
+            if let Some(status) = sidecar.as_mut().and_then(ProcessGroup::try_exit_status) {
+                return Err(ClusterError::SidecarEnded { node, status, log: last_lines(&[log]) });
+            }
+        }
+        if Instant::now() >= deadline {
+            let logs =
+                self.nodes.iter().map(|node| last_lines(&[&node.log])).collect::<Vec<_>>().join("\n--\n");
+            return Err(ClusterError::TimedOut { what: what.to_owned(), timeout: READY_TIMEOUT, logs });
+        }
+        time::sleep(POLL_INTERVAL).await;
+        Ok(())
+    }
+}
+
+impl Node {
+    /// Makes a node's directories and configurations.
+    fn prepare(
+        index: usize,
+        dir: &Path,
+        addresses: &[SocketAddr],
+        site: Option<&SambaSite>,
+        options: &ClusterOptions,
+    ) -> Result<Self, ClusterError> {
+        let name = format!("node{index}");
+        let dir = dir.join(&name);
+        let run_dir = dir.join("run");
+        fs::create_dir_all(&run_dir).map_err(prepare(&run_dir))?;
+        make_accessible(&dir)?;
+        make_accessible(&run_dir)?;
+        let smbd = site.map(|site| protected_smbd(site, &name, &run_dir, &options.smbd)).transpose()?;
+
+        let mut config = String::from("[cluster]\nname = \"test\"\nnodes = [\n");
+        for (node, address) in addresses.iter().enumerate() {
+            config += &format!("  {{ id = {}, address = \"{address}\" }},\n", node_id(node));
+        }
+        config += "]\n[cluster.timing]\n";
+        for (name, milliseconds) in &options.timing {
+            config += &format!("{name} = {milliseconds}\n");
+        }
+        config += &format!(
+            "[node]\nid = {}\ndata_dir = \"{}\"\nlog = \"{}\"\n",
+            node_id(index),
+            dir.join("data").display(),
+            options.log,
+        );
+        if let (Some(smbd), Some(site)) = (&smbd, site) {
+            config += &format!(
+                "[samba]\nrun_dir = \"{}\"\nsmb_conf = \"{}\"\nsmbd = \"{}\"\n",
+                run_dir.display(),
+                smbd.config_file().display(),
+                site.tools().smbd().display(),
+            );
+        }
+        let config_file = dir.join("holdfast.toml");
+        fs::write(&config_file, config).map_err(prepare(&config_file))?;
+        Ok(Self { address: addresses[index], config: config_file, log: dir.join("log"), sidecar: None, smbd })
+    }
+}
+
+/// An `smbd` that preloads the shim and finds its sidecar.
+fn protected_smbd(
+    site: &SambaSite,
+    name: &str,
+    run_dir: &Path,
+    options: &SmbdOptions,
+) -> Result<Smbd, ClusterError> {
+    let shim = holdfast_tdb::built_library_path().map_err(ClusterError::Shim)?;
+    let mut options = options.clone();
+    options.env.push(("LD_PRELOAD".to_owned(), shim.display().to_string()));
+    options.env.push(("HOLDFAST_RUN_DIR".to_owned(), run_dir.display().to_string()));
+    Ok(site.smbd(name, options)?)
+}
+
+/// The id that the cluster knows a node by.
+pub fn node_id(node: usize) -> u64 {
+    node as u64 + 1
+}
+
+/// The other way round.
+fn node_index(id: u64) -> Option<usize> {
+    usize::try_from(id.checked_sub(1)?).ok()
+}
+
+fn make_accessible(dir: &Path) -> Result<(), ClusterError> {
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).map_err(prepare(dir))
+}
+
+fn prepare(path: &Path) -> impl FnOnce(io::Error) -> ClusterError {
+    let path = path.to_owned();
+    move |source| ClusterError::Prepare { path, source }
+}

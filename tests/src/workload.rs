@@ -1,0 +1,200 @@
+//! Client machines that open files and keep account of what they were promised; and afterwards claim all of
+//! it.
+//!
+//! The account is the oracle of the failover tests: an open belongs in it from the moment its CREATE was
+//! answered, and a lock or a write from the moment of its own answer. What was under way when the node died
+//! is in nobody's account.
+
+use std::{
+    future::ready,
+    net::SocketAddr,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use futures::{StreamExt, TryStreamExt, stream};
+
+use crate::smb_client::{
+    Client, CreateAction, CreateRequest, Lease, LeaseState, LockElement, NtStatus, Opened, OplockLevel,
+    Session, SmbError, Tree,
+};
+
+/// Requests that one client has under way at a time.
+const PIPELINED: usize = 4;
+
+/// What every third file has locked.
+const LOCKED_RANGE: (u64, u64) = (10, 5);
+
+/// Every kind of open that a node's death must not take away.
+fn request(number: usize, path: &str) -> CreateRequest {
+    let request = CreateRequest::new(path);
+    match number % 4 {
+        0 => request.with_lease(Lease::request(LeaseState::READ_WRITE_HANDLE)).durable_v2(),
+        1 => request.with_oplock(OplockLevel::Batch).durable_v2(),
+        2 => request.with_lease(Lease::request(LeaseState::READ_WRITE_HANDLE)).durable_v1(),
+        _ => request.with_oplock(OplockLevel::Batch).durable_v1(),
+    }
+}
+
+/// An open that was granted, and what was granted on it.
+#[derive(Debug)]
+pub struct Promise {
+    /// The open as it was granted.
+    pub open: Opened,
+    /// Whether [`LOCKED_RANGE`] was locked.
+    pub locked: bool,
+    /// What was written at the file's beginning.
+    pub written: Option<Vec<u8>>,
+}
+
+impl Promise {
+    /// Opens the file of a number, and on some of them locks and writes. `None` if the connection was lost
+    /// before even the open was granted.
+    async fn obtain(share: &Tree, prefix: &str, number: usize) -> Result<Option<Self>, SmbError> {
+        let path = format!("{prefix}-{number}");
+        let open = match share.create(request(number, &path)).await {
+            Ok(open) => open,
+            Err(SmbError::Disconnected { .. }) => return Ok(None),
+            Err(err) => return Err(err),
+        };
+        assert!(open.is_durable(), "{path} was opened and is not durable: {:?}", open.response());
+        let mut promise = Self { open, locked: false, written: None };
+        if number.is_multiple_of(3) {
+            let (offset, length) = LOCKED_RANGE;
+            promise.locked = promise.open.lock(&[LockElement::exclusive(offset, length)]).await.is_ok();
+        }
+        if number.is_multiple_of(5) {
+            let data = path.into_bytes();
+            promise.written = promise.open.write(0, &data).await.is_ok().then_some(data);
+        }
+        Ok(Some(promise))
+    }
+
+    /// Claims the open on another connection, and says what is missing if not everything is as promised.
+    async fn claim(&self, share: &Tree) -> Result<Opened, BrokenPromise> {
+        let id = self.open.file_id().persistent;
+        let broken = |what: String| BrokenPromise { id, what };
+        let refused = |what: &str| {
+            let what = what.to_owned();
+            move |err: SmbError| BrokenPromise { id, what: format!("{what}: {err}") }
+        };
+
+        let claimed = share.create(self.open.reconnect_request()).await.map_err(refused("reclaim"))?;
+        let (before, after) = (self.open.response(), claimed.response());
+        if claimed.file_id().persistent != id {
+            return Err(broken(format!("another persistent id: {:?}", after.file_id)));
+        }
+        if after.action != CreateAction::Opened {
+            return Err(broken(format!("CreateAction {:?}", after.action)));
+        }
+        if (after.oplock_level, after.lease) != (before.oplock_level, before.lease) {
+            return Err(broken(format!("{before:?} became {after:?}")));
+        }
+        if self.locked {
+            // Only who holds the lock can release it.
+            let (offset, length) = LOCKED_RANGE;
+            claimed.lock(&[LockElement::unlock(offset, length)]).await.map_err(refused("unlock"))?;
+        }
+        if let Some(data) = &self.written {
+            let len = u32::try_from(data.len()).expect("a file name");
+            let read = claimed.read(0, len).await.map_err(refused("read"))?;
+            if read != *data {
+                return Err(broken(format!("wrote {data:?}, read {read:?}")));
+            }
+        }
+        Ok(claimed)
+    }
+}
+
+/// A promise that was not kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BrokenPromise {
+    /// The open's persistent id.
+    pub id: u64,
+    /// What is missing or different.
+    pub what: String,
+}
+
+/// One client machine, and what it holds.
+#[derive(Debug)]
+pub struct Holder {
+    client: Client,
+    session_id: u64,
+    /// What it was promised.
+    pub promises: Vec<Promise>,
+}
+
+impl Holder {
+    /// Connects and opens files until the connection is lost. Every grant is counted in `granted` as well.
+    ///
+    /// `name` keeps the files of different clients apart.
+    pub async fn fill(
+        client: Client,
+        server: SocketAddr,
+        share: &str,
+        name: &str,
+        granted: &AtomicUsize,
+    ) -> Result<Self, SmbError> {
+        let session = client.connect(server).await?;
+        let share = session.tree_connect(share).await?;
+        let promises = stream::iter(0..)
+            .take_until(session.ended())
+            .map(|number| Promise::obtain(&share, name, number))
+            .buffer_unordered(PIPELINED)
+            // What was granted before the loss counts, although its lock or write may have failed by it.
+            .try_filter_map(|promise| {
+                granted.fetch_add(usize::from(promise.is_some()), Ordering::Relaxed);
+                ready(Ok(promise))
+            })
+            .try_collect()
+            .await?;
+        Ok(Self { client, session_id: session.id(), promises })
+    }
+
+    /// Connects to another server and claims everything. The session is returned with what was claimed; it
+    /// holds the opens until it is dropped.
+    pub async fn claim_all(&self, server: SocketAddr, share: &str) -> Result<Claims, SmbError> {
+        let session = self.client.reconnect(server, self.session_id).await?;
+        let share = session.tree_connect(share).await?;
+        let results: Vec<_> = stream::iter(&self.promises)
+            .map(|promise| promise.claim(&share))
+            .buffer_unordered(PIPELINED)
+            .collect()
+            .await;
+        let (mut claimed, mut broken) = (Vec::new(), Vec::new());
+        for result in results {
+            match result {
+                Ok(open) => claimed.push(open),
+                Err(promise) => broken.push(promise),
+            }
+        }
+        Ok(Claims { session, claimed, broken })
+    }
+
+    /// Claims everything once more while it is held by somebody, and returns the ids of which it got a second
+    /// one.
+    pub async fn claim_again(&self, server: SocketAddr, share: &str) -> Result<Vec<u64>, SmbError> {
+        // Not in place of the session that holds them.
+        let session = self.client.connect(server).await?;
+        let share = session.tree_connect(share).await?;
+        let mut twice = Vec::new();
+        for promise in &self.promises {
+            match share.create(promise.open.reconnect_request()).await {
+                Err(err) if err.status() == Some(NtStatus::OBJECT_NAME_NOT_FOUND) => {}
+                Err(err) => return Err(err),
+                Ok(open) => twice.push(open.file_id().persistent),
+            }
+        }
+        Ok(twice)
+    }
+}
+
+/// What came of claiming everything.
+#[derive(Debug)]
+pub struct Claims {
+    /// The session that holds what was claimed.
+    pub session: Session,
+    /// Opens that are as promised.
+    pub claimed: Vec<Opened>,
+    /// Promises that were not kept.
+    pub broken: Vec<BrokenPromise>,
+}
