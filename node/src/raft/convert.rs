@@ -1,0 +1,193 @@
+//! Between Raft's types and their protobuf messages.
+//!
+//! Functions, not `From`: neither side of these conversions belongs to this crate.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use openraft::BasicNode;
+use openraft::raft::{AppendEntriesRequest, StreamAppendError, StreamAppendResult};
+use prost::Message;
+use proto::WireError;
+use proto::convert::required;
+use proto::pb::raft::v1 as pb;
+use proto::pb::storage::v1 as stored;
+use statedb::Timestamp;
+
+use super::types::{
+    CommittedLeaderId, Entry, LogId, Membership, Payload, Proposed, StoredMembership, TypeConfig, Vote,
+};
+
+/// A position as the replicated state counts it.
+pub(super) fn state_log_id(log_id: &LogId) -> statedb::LogId {
+    statedb::LogId { term: log_id.leader_id.term, index: log_id.index }
+}
+
+pub(super) fn log_id(log_id: statedb::LogId) -> LogId {
+    LogId { leader_id: CommittedLeaderId::from(log_id.term), index: log_id.index }
+}
+
+pub(super) fn log_id_to_pb(log_id: &LogId) -> stored::LogId {
+    state_log_id(log_id).into()
+}
+
+pub(super) fn log_id_from_pb(message: stored::LogId) -> LogId {
+    log_id(message.into())
+}
+
+pub(super) fn vote_to_pb(vote: &Vote) -> pb::Vote {
+    pb::Vote { term: vote.leader_id.term, voted_for: vote.leader_id.voted_for, committed: vote.committed }
+}
+
+pub(super) fn vote_from_pb(message: &'static str, vote: Option<pb::Vote>) -> Result<Vote, WireError> {
+    let vote = required(message, "vote", vote)?;
+    Ok(vote_from_parts(vote.term, vote.voted_for, vote.committed))
+}
+
+pub(super) fn vote_from_parts(term: u64, voted_for: u64, committed: bool) -> Vote {
+    if committed { Vote::new_committed(term, voted_for) } else { Vote::new(term, voted_for) }
+}
+
+pub(super) fn payload_to_pb(payload: &Payload) -> stored::LogEntry {
+    use stored::log_entry::Payload as PbPayload;
+    let payload = match payload {
+        Payload::Blank => PbPayload::Blank(stored::Blank {}),
+        Payload::Normal(proposed) => PbPayload::Command(stored::ProposedCommand {
+            proposed_at_ms: proposed.at.0,
+            command: Some((&proposed.command).into()),
+        }),
+        Payload::Membership(membership) => PbPayload::Membership(membership_to_pb(membership)),
+    };
+    stored::LogEntry { payload: Some(payload) }
+}
+
+pub(super) fn payload_from_pb(message: stored::LogEntry) -> Result<Payload, WireError> {
+    use stored::log_entry::Payload as PbPayload;
+    Ok(match required("LogEntry", "payload", message.payload)? {
+        PbPayload::Blank(stored::Blank {}) => Payload::Blank,
+        PbPayload::Command(proposed) => Payload::Normal(Proposed {
+            at: Timestamp(proposed.proposed_at_ms),
+            command: required("ProposedCommand", "command", proposed.command)?.try_into()?,
+        }),
+        PbPayload::Membership(membership) => Payload::Membership(membership_from_pb(membership)?),
+    })
+}
+
+/// The bytes of a payload in the log.
+pub(super) fn encode_payload(payload: &Payload) -> Vec<u8> {
+    payload_to_pb(payload).encode_to_vec()
+}
+
+pub(super) fn decode_payload(bytes: &[u8]) -> Result<Payload, WireError> {
+    let message =
+        stored::LogEntry::decode(bytes).map_err(|error| WireError::undecodable("LogEntry", &error))?;
+    payload_from_pb(message)
+}
+
+fn membership_to_pb(membership: &Membership) -> stored::Membership {
+    let configs = membership
+        .get_joint_config()
+        .iter()
+        .map(|voters| stored::VoterSet { node_ids: voters.iter().copied().collect() })
+        .collect();
+    let members = membership
+        .nodes()
+        .map(|(id, node)| stored::Member { node_id: *id, address: node.addr.clone() })
+        .collect();
+    stored::Membership { configs, members }
+}
+
+fn membership_from_pb(message: stored::Membership) -> Result<Membership, WireError> {
+    let configs: Vec<BTreeSet<u64>> =
+        message.configs.into_iter().map(|voters| voters.node_ids.into_iter().collect()).collect();
+    let members: BTreeMap<u64, BasicNode> =
+        message.members.into_iter().map(|member| (member.node_id, BasicNode::new(member.address))).collect();
+    if configs.is_empty() && members.is_empty() {
+        return Ok(Membership::default());
+    }
+    Membership::new(configs, members)
+        .map_err(|error| WireError::invalid("Membership", "configs", error.to_string()))
+}
+
+pub(super) fn stored_membership_to_pb(membership: &StoredMembership) -> stored::StoredMembership {
+    stored::StoredMembership {
+        log_id: membership.log_id().as_ref().map(log_id_to_pb),
+        membership: Some(membership_to_pb(membership.membership())),
+    }
+}
+
+pub(super) fn stored_membership_from_pb(
+    message: stored::StoredMembership,
+) -> Result<StoredMembership, WireError> {
+    let membership = membership_from_pb(required("StoredMembership", "membership", message.membership)?)?;
+    Ok(StoredMembership::new(message.log_id.map(log_id_from_pb), membership))
+}
+
+pub(super) fn append_request_to_pb(
+    request: AppendEntriesRequest<TypeConfig>,
+    envelope: Option<pb::Envelope>,
+) -> pb::AppendRequest {
+    let entries = request
+        .entries
+        .iter()
+        .map(|entry| pb::Entry {
+            log_id: Some(log_id_to_pb(&entry.log_id)),
+            payload: Some(payload_to_pb(&entry.payload)),
+        })
+        .collect();
+    pb::AppendRequest {
+        envelope,
+        vote: Some(vote_to_pb(&request.vote)),
+        prev_log_id: request.prev_log_id.as_ref().map(log_id_to_pb),
+        entries,
+        leader_commit: request.leader_commit.as_ref().map(log_id_to_pb),
+    }
+}
+
+pub(super) fn append_request_from_pb(
+    request: pb::AppendRequest,
+) -> Result<AppendEntriesRequest<TypeConfig>, WireError> {
+    let entries = request
+        .entries
+        .into_iter()
+        .map(|entry| {
+            Ok(Entry {
+                log_id: log_id_from_pb(required("Entry", "log_id", entry.log_id)?),
+                payload: payload_from_pb(required("Entry", "payload", entry.payload)?)?,
+            })
+        })
+        .collect::<Result<_, WireError>>()?;
+    Ok(AppendEntriesRequest {
+        vote: vote_from_pb("AppendRequest", request.vote)?,
+        prev_log_id: request.prev_log_id.map(log_id_from_pb),
+        entries,
+        leader_commit: request.leader_commit.map(log_id_from_pb),
+    })
+}
+
+pub(super) fn append_result_to_pb(result: &StreamAppendResult<TypeConfig>) -> pb::AppendResponse {
+    use pb::append_response::Result as PbResult;
+    let result = match result {
+        Ok(upto) => PbResult::Appended(pb::Appended { upto: upto.as_ref().map(log_id_to_pb) }),
+        Err(StreamAppendError::Conflict(expect)) => {
+            PbResult::Conflict(pb::Conflict { expect: Some(log_id_to_pb(expect)) })
+        }
+        Err(StreamAppendError::HigherVote(vote)) => PbResult::HigherVote(vote_to_pb(vote)),
+    };
+    pb::AppendResponse { result: Some(result) }
+}
+
+pub(super) fn append_result_from_pb(
+    response: pb::AppendResponse,
+) -> Result<StreamAppendResult<TypeConfig>, WireError> {
+    use pb::append_response::Result as PbResult;
+    Ok(match required("AppendResponse", "result", response.result)? {
+        PbResult::Appended(appended) => Ok(appended.upto.map(log_id_from_pb)),
+        PbResult::Conflict(conflict) => {
+            let expect = required("Conflict", "expect", conflict.expect)?;
+            Err(StreamAppendError::Conflict(log_id_from_pb(expect)))
+        }
+        PbResult::HigherVote(vote) => {
+            Err(StreamAppendError::HigherVote(vote_from_parts(vote.term, vote.voted_for, vote.committed)))
+        }
+    })
+}

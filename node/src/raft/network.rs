@@ -1,0 +1,288 @@
+//! From this node to its peers.
+//!
+//! Two connections per peer, so that a snapshot or a burst of entries does not hold up a heartbeat: one for
+//! bulk, one for control. Both are made when they are first needed and again after they broke; a peer that
+//! died closes them and is noticed at once, one that was cut off within [`PEER_SILENCE_MAX`].
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{Stream, StreamExt};
+use openraft::base::{BoxFuture, BoxStream};
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::{RPCOption, RaftNetworkV2};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError, StreamAppendResult,
+    VoteRequest, VoteResponse,
+};
+use openraft::type_config::alias::SnapshotOf;
+use openraft::{BasicNode, OptionalSend, RaftNetworkFactory};
+use proto::pb::raft::v1 as pb;
+use proto::pb::raft::v1::raft_client::RaftClient;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+
+use super::convert;
+use super::state_machine::SnapshotRecords;
+use super::types::{TypeConfig, Vote};
+use super::{MESSAGE_LEN_MAX, RaftTiming, StartError};
+
+/// Records in one message of a snapshot: 64 of the largest stay below [`MESSAGE_LEN_MAX`].
+const SNAPSHOT_CHUNK_RECORDS: usize = 32;
+
+/// The peers of this node, and how to reach them.
+#[derive(Clone, Debug)]
+pub(super) struct Peers {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    id: u64,
+    fingerprint: u64,
+    connections: BTreeMap<u64, Connections>,
+}
+
+#[derive(Debug)]
+struct Connections {
+    bulk: Channel,
+    control: Channel,
+}
+
+impl Peers {
+    /// Connects to nobody yet.
+    pub(super) fn new(
+        id: u64,
+        fingerprint: u64,
+        voters: &BTreeMap<u64, String>,
+        timing: RaftTiming,
+    ) -> Result<Self, StartError> {
+        let mut connections = BTreeMap::new();
+        for (peer, address) in voters.iter().filter(|(peer, _)| **peer != id) {
+            let endpoint = endpoint(address, timing)
+                .map_err(|source| StartError::Address { node: *peer, address: address.clone(), source })?;
+            let (bulk, control) = (endpoint.connect_lazy(), endpoint.connect_lazy());
+            connections.insert(*peer, Connections { bulk, control });
+        }
+        Ok(Self { shared: Arc::new(Shared { id, fingerprint, connections }) })
+    }
+
+    /// Every peer.
+    pub(super) fn ids(&self) -> impl Iterator<Item = u64> {
+        self.shared.connections.keys().copied()
+    }
+
+    /// A client for small, urgent messages; `None` for a node that the configuration does not know.
+    pub(super) fn control(&self, peer: u64) -> Option<Peer> {
+        self.peer(peer, |connections| &connections.control)
+    }
+
+    fn peer(&self, peer: u64, choose: impl FnOnce(&Connections) -> &Channel) -> Option<Peer> {
+        let channel = choose(self.shared.connections.get(&peer)?).clone();
+        let client = RaftClient::new(channel)
+            .max_decoding_message_size(MESSAGE_LEN_MAX)
+            .max_encoding_message_size(MESSAGE_LEN_MAX);
+        let envelope =
+            pb::Envelope { cluster: self.shared.fingerprint, from: self.shared.id, to: peer };
+        Some(Peer { client, envelope })
+    }
+}
+
+fn endpoint(address: &str, timing: RaftTiming) -> Result<Endpoint, tonic::transport::Error> {
+    // A peer that has not answered within a leader's lease is as good as dead to an election, and to the
+    // connection.
+    let silence_max = timing.election_timeout_max;
+    Ok(Endpoint::from_shared(format!("http://{address}"))?
+        .connect_timeout(silence_max)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(silence_max)
+        .keep_alive_timeout(silence_max)
+        .keep_alive_while_idle(true))
+}
+
+/// One peer, over one of its connections.
+#[derive(Clone, Debug)]
+pub(super) struct Peer {
+    pub(super) client: RaftClient<Channel>,
+    pub(super) envelope: pb::Envelope,
+}
+
+impl RaftNetworkFactory<TypeConfig> for Peers {
+    type Network = Connection;
+
+    async fn new_client(&mut self, target: u64, _: &BasicNode) -> Connection {
+        Connection { target, peer: self.peer(target, |connections| &connections.bulk) }
+    }
+
+    async fn new_heartbeat_client(&mut self, target: u64, _: &BasicNode) -> Connection {
+        Connection { target, peer: self.control(target) }
+    }
+}
+
+/// What Raft talks to a peer through.
+#[derive(Debug)]
+pub(super) struct Connection {
+    target: u64,
+    peer: Option<Peer>,
+}
+
+impl Connection {
+    fn peer(&self) -> Result<Peer, RPCError<TypeConfig>> {
+        self.peer.clone().ok_or_else(|| {
+            let unknown = format!("node {} is not in the configuration of this cluster", self.target);
+            RPCError::Unreachable(Unreachable::from_string(unknown))
+        })
+    }
+
+    fn vote_request(peer: &Peer, rpc: &VoteRequest<TypeConfig>) -> pb::VoteRequest {
+        pb::VoteRequest {
+            envelope: Some(peer.envelope.clone()),
+            vote: Some(convert::vote_to_pb(&rpc.vote)),
+            last_log_id: rpc.last_log_id.as_ref().map(convert::log_id_to_pb),
+        }
+    }
+
+    fn vote_response(response: pb::VoteResponse) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let vote = convert::vote_from_pb("VoteResponse", response.vote).map_err(|error| nonsense(&error))?;
+        let last_log_id = response.last_log_id.map(convert::log_id_from_pb);
+        Ok(VoteResponse::new(vote, last_log_id, response.granted))
+    }
+}
+
+/// An answer that makes no sense. Asking again at once would bring the same.
+fn nonsense(error: &proto::WireError) -> RPCError<TypeConfig> {
+    RPCError::Unreachable(Unreachable::new(error))
+}
+
+/// A refusal or a broken connection. A peer that is not there is left alone for a moment.
+fn failed(status: &Status) -> RPCError<TypeConfig> {
+    match status.code() {
+        Code::Unavailable | Code::FailedPrecondition => RPCError::Unreachable(Unreachable::new(status)),
+        _ => RPCError::Network(NetworkError::new(status)),
+    }
+}
+
+/// Bounds an RPC by what Raft allows for it.
+async fn bounded<T>(
+    option: &RPCOption,
+    rpc: impl Future<Output = Result<T, Status>>,
+) -> Result<T, RPCError<TypeConfig>> {
+    within(option.soft_ttl(), rpc).await.map_err(|status| failed(&status))
+}
+
+/// Bounds an RPC by `length`.
+pub(super) async fn within<T>(
+    length: Duration,
+    rpc: impl Future<Output = Result<T, Status>>,
+) -> Result<T, Status> {
+    tokio::time::timeout(length, rpc)
+        .await
+        .unwrap_or_else(|_| Err(Status::deadline_exceeded(format!("no answer within {length:?}"))))
+}
+
+impl RaftNetworkV2<TypeConfig> for Connection {
+    type SnapshotData = SnapshotRecords;
+
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let last_log_id = rpc.entries.last().map(|entry| entry.log_id).or(rpc.prev_log_id);
+        let input = futures::stream::iter([rpc]);
+        let mut output = self.stream_append(input, option.clone()).await?;
+        let first = tokio::time::timeout(option.soft_ttl(), output.next()).await.ok().flatten();
+        let silent = || RPCError::Network(NetworkError::from_string("the peer has not answered"));
+        Ok(match first.ok_or_else(silent)?? {
+            Ok(upto) if upto < last_log_id => AppendEntriesResponse::PartialSuccess(upto),
+            Ok(_) => AppendEntriesResponse::Success,
+            Err(StreamAppendError::Conflict(_)) => AppendEntriesResponse::Conflict,
+            Err(StreamAppendError::HigherVote(vote)) => AppendEntriesResponse::HigherVote(vote),
+        })
+    }
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> BoxFuture<
+        's,
+        Result<
+            BoxStream<'s, Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>>,
+            RPCError<TypeConfig>,
+        >,
+    >
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
+    {
+        Box::pin(async move {
+            let mut peer = self.peer()?;
+            let mut envelope = Some(peer.envelope.clone());
+            let requests = input.map(move |request| convert::append_request_to_pb(request, envelope.take()));
+            let responses = bounded(&option, peer.client.append(requests)).await?.into_inner();
+            let results = responses.map(|response| match response {
+                Ok(response) => convert::append_result_from_pb(response).map_err(|error| nonsense(&error)),
+                Err(status) => Err(failed(&status)),
+            });
+            Ok(Box::pin(results) as BoxStream<'s, _>)
+        })
+    }
+
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let mut peer = self.peer()?;
+        let request = Self::vote_request(&peer, &rpc);
+        Self::vote_response(bounded(&option, peer.client.vote(request)).await?.into_inner())
+    }
+
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let mut peer = self.peer()?;
+        let request = Self::vote_request(&peer, &rpc);
+        Self::vote_response(bounded(&option, peer.client.pre_vote(request)).await?.into_inner())
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: SnapshotOf<TypeConfig, SnapshotRecords>,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let mut peer = self.peer()?;
+        let SnapshotRecords(records) = snapshot.snapshot;
+        let head = pb::SnapshotHead {
+            envelope: Some(peer.envelope.clone()),
+            vote: Some(convert::vote_to_pb(&vote)),
+            last_log_id: snapshot.meta.last_log_id.as_ref().map(convert::log_id_to_pb),
+            membership: Some(convert::stored_membership_to_pb(&snapshot.meta.last_membership)),
+        };
+        let end = pb::SnapshotEnd { records: records.len() as u64 };
+        let mut records = records.into_iter();
+        let body = std::iter::from_fn(move || {
+            let chunk: Vec<_> =
+                records.by_ref().take(SNAPSHOT_CHUNK_RECORDS).map(|record| (&record).into()).collect();
+            (!chunk.is_empty()).then(|| pb::SnapshotRecords { records: chunk })
+        });
+        let chunks = std::iter::once(pb::snapshot_chunk::Chunk::Head(head))
+            .chain(body.map(pb::snapshot_chunk::Chunk::Records))
+            .chain(std::iter::once(pb::snapshot_chunk::Chunk::End(end)))
+            .map(|chunk| pb::SnapshotChunk { chunk: Some(chunk) });
+        let sent = bounded(&option, peer.client.install_snapshot(futures::stream::iter(chunks)));
+        let response = tokio::select! {
+            response = sent => response?.into_inner(),
+            closed = cancel => return Err(StreamingError::Closed(closed)),
+        };
+        let vote =
+            convert::vote_from_pb("SnapshotResponse", response.vote).map_err(|error| nonsense(&error))?;
+        Ok(SnapshotResponse::new(vote))
+    }
+}

@@ -1,0 +1,259 @@
+//! From its peers to this node: decode, delegate, encode. Strangers are refused.
+
+use std::fmt;
+use std::sync::Arc;
+
+use futures::{Stream, StreamExt, stream};
+use openraft::SnapshotMeta;
+use openraft::raft::{AppendEntriesRequest, VoteRequest, VoteResponse};
+use openraft::type_config::alias::SnapshotOf;
+use proto::WireError;
+use proto::convert::required;
+use proto::pb::raft::v1 as pb;
+use proto::pb::raft::v1::raft_server::{Raft, RaftServer};
+use statedb::{Command, Owner, Record};
+use tonic::{Request, Response, Status, Streaming};
+use tracing::warn;
+
+use super::convert;
+use super::state_machine::SnapshotRecords;
+use super::types::TypeConfig;
+use super::{MESSAGE_LEN_MAX, ProposeError, RaftNode};
+use crate::liveness::Answer;
+
+type BoxStream<T> = std::pin::Pin<Box<dyn Stream<Item = T> + Send>>;
+
+/// How many records a snapshot may have: every open, node and share that the limits allow is far less.
+const SNAPSHOT_RECORDS_MAX: usize = 16 * 1024 * 1024;
+
+/// Answers peers.
+pub struct RaftService {
+    node: Arc<RaftNode>,
+    answer: Box<AnswerSignOfLife>,
+}
+
+type AnswerSignOfLife = dyn Fn(&RaftNode, Owner) -> Answer + Send + Sync;
+
+impl fmt::Debug for RaftService {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RaftService").field("node", &self.node).finish_non_exhaustive()
+    }
+}
+
+impl RaftService {
+    pub(super) fn server(
+        node: Arc<RaftNode>,
+        answer: impl Fn(&RaftNode, Owner) -> Answer + Send + Sync + 'static,
+    ) -> RaftServer<Self> {
+        RaftServer::new(Self { node, answer: Box::new(answer) })
+            .max_decoding_message_size(MESSAGE_LEN_MAX)
+            .max_encoding_message_size(MESSAGE_LEN_MAX)
+    }
+
+    /// Refuses who is of another cluster, is no member of this one, or means another node.
+    fn check(&self, envelope: Option<pb::Envelope>) -> Result<u64, Status> {
+        let envelope = required("request", "envelope", envelope).map_err(invalid)?;
+        let node = &self.node;
+        if envelope.cluster != node.fingerprint {
+            return Err(Status::failed_precondition(format!(
+                "node {} has another cluster configuration than node {}: compare their [cluster] sections",
+                envelope.from, node.id
+            )));
+        }
+        if envelope.to != node.id || !node.voters.contains_key(&envelope.from) || envelope.from == node.id {
+            return Err(Status::failed_precondition(format!(
+                "a message from node {} to node {} has come to node {}: is an id used twice?",
+                envelope.from, envelope.to, node.id
+            )));
+        }
+        Ok(envelope.from)
+    }
+
+    fn vote_request(&self, request: pb::VoteRequest) -> Result<VoteRequest<TypeConfig>, Status> {
+        self.check(request.envelope)?;
+        let vote = convert::vote_from_pb("VoteRequest", request.vote).map_err(invalid)?;
+        Ok(VoteRequest::new(vote, request.last_log_id.map(convert::log_id_from_pb)))
+    }
+
+    /// The answer of a node that must not vote yet: no to whoever asks, without promising anything.
+    fn abstention(&self) -> pb::VoteResponse {
+        let vote = self.node.vote();
+        pb::VoteResponse { vote: Some(convert::vote_to_pb(&vote)), granted: false, last_log_id: None }
+    }
+}
+
+fn invalid(error: WireError) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+fn stopped(error: impl fmt::Display) -> Status {
+    Status::unavailable(format!("the node is stopping: {error}"))
+}
+
+fn vote_response(response: &VoteResponse<TypeConfig>) -> pb::VoteResponse {
+    pb::VoteResponse {
+        vote: Some(convert::vote_to_pb(&response.vote)),
+        granted: response.vote_granted,
+        last_log_id: response.last_log_id.as_ref().map(convert::log_id_to_pb),
+    }
+}
+
+/// The requests of a stream, until one makes no sense: its sender is broken, and is answered no more.
+fn decoded(
+    from: u64,
+    requests: impl Stream<Item = Result<pb::AppendRequest, Status>> + Send + 'static,
+) -> impl Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + 'static {
+    let requests = requests.map(move |request| match request.map(convert::append_request_from_pb) {
+        Ok(Ok(request)) => Some(request),
+        Ok(Err(error)) => {
+            warn!(%error, from, "a peer sent entries that make no sense");
+            None
+        }
+        // The peer went away, or leads no more.
+        Err(_) => None,
+    });
+    requests.take_while(|request| std::future::ready(request.is_some())).filter_map(std::future::ready)
+}
+
+#[tonic::async_trait]
+impl Raft for RaftService {
+    type AppendStream = BoxStream<Result<pb::AppendResponse, Status>>;
+
+    async fn append(
+        &self,
+        request: Request<Streaming<pb::AppendRequest>>,
+    ) -> Result<Response<Self::AppendStream>, Status> {
+        let mut requests = request.into_inner();
+        let mut first = required("Append", "first request", requests.message().await?).map_err(invalid)?;
+        let from = self.check(first.envelope.take())?;
+        let requests = decoded(from, stream::iter([Ok(first)]).chain(requests));
+        let results = self.node.raft.stream_append(requests);
+        let responses = results.map(|result| match result {
+            Ok(result) => Ok(convert::append_result_to_pb(&result)),
+            Err(fatal) => Err(stopped(fatal)),
+        });
+        Ok(Response::new(Box::pin(responses)))
+    }
+
+    async fn vote(&self, request: Request<pb::VoteRequest>) -> Result<Response<pb::VoteResponse>, Status> {
+        let request = self.vote_request(request.into_inner())?;
+        if !self.node.voting.is_allowed() {
+            return Ok(Response::new(self.abstention()));
+        }
+        let response = self.node.raft.vote(request).await.map_err(stopped)?;
+        Ok(Response::new(vote_response(&response)))
+    }
+
+    async fn pre_vote(
+        &self,
+        request: Request<pb::VoteRequest>,
+    ) -> Result<Response<pb::VoteResponse>, Status> {
+        let request = self.vote_request(request.into_inner())?;
+        if !self.node.voting.is_allowed() {
+            return Ok(Response::new(self.abstention()));
+        }
+        let response = self.node.raft.pre_vote(request).await.map_err(stopped)?;
+        Ok(Response::new(vote_response(&response)))
+    }
+
+    async fn install_snapshot(
+        &self,
+        request: Request<Streaming<pb::SnapshotChunk>>,
+    ) -> Result<Response<pb::SnapshotResponse>, Status> {
+        use pb::snapshot_chunk::Chunk;
+        const MESSAGE: &str = "SnapshotChunk";
+        let mut chunks = request.into_inner();
+        let first = chunks.message().await?.and_then(|chunk| chunk.chunk);
+        let Some(Chunk::Head(head)) = first else { return Err(invalid(WireError::missing(MESSAGE, "head"))) };
+        self.check(head.envelope)?;
+        let vote = convert::vote_from_pb("SnapshotHead", head.vote).map_err(invalid)?;
+        let membership = required("SnapshotHead", "membership", head.membership)
+            .and_then(convert::stored_membership_from_pb)
+            .map_err(invalid)?;
+
+        let mut records: Vec<Record> = Vec::new();
+        loop {
+            let chunk = required(MESSAGE, "end", chunks.message().await?).map_err(invalid)?;
+            match required(MESSAGE, "chunk", chunk.chunk).map_err(invalid)? {
+                Chunk::Head(_) => return Err(invalid(WireError::invalid(MESSAGE, "head", "comes twice"))),
+                Chunk::Records(more) => {
+                    for record in more.records {
+                        records.push(record.try_into().map_err(invalid)?);
+                    }
+                    if records.len() > SNAPSHOT_RECORDS_MAX {
+                        return Err(invalid(WireError::invalid(MESSAGE, "records", "are too many")));
+                    }
+                }
+                Chunk::End(end) if end.records == records.len() as u64 => break,
+                Chunk::End(end) => {
+                    let what = format!("{} where {} have come", end.records, records.len());
+                    return Err(invalid(WireError::invalid("SnapshotEnd", "records", what)));
+                }
+            }
+        }
+        let meta = SnapshotMeta {
+            last_log_id: head.last_log_id.map(convert::log_id_from_pb),
+            last_membership: membership,
+        };
+        let snapshot = SnapshotOf::<TypeConfig, _> { meta, snapshot: SnapshotRecords(records) };
+        let response = self.node.raft.install_full_snapshot(vote, snapshot).await.map_err(stopped)?;
+        Ok(Response::new(pb::SnapshotResponse { vote: Some(convert::vote_to_pb(&response.vote)) }))
+    }
+
+    async fn propose(
+        &self,
+        request: Request<pb::ProposeRequest>,
+    ) -> Result<Response<pb::ProposeResponse>, Status> {
+        use pb::propose_response::Result as PbResult;
+        let request = request.into_inner();
+        self.check(request.envelope)?;
+        let command: Command = required("ProposeRequest", "command", request.command)
+            .and_then(TryInto::try_into)
+            .map_err(invalid)?;
+        let result = match self.node.propose_local(command).await {
+            Ok((log_id, outcome)) => {
+                PbResult::Applied(pb::Applied { log_id: Some(log_id.into()), outcome: Some((&outcome).into()) })
+            }
+            Err(ProposeError::NotLeader { leader }) => {
+                PbResult::NotLeader(pb::NotLeader { leader: leader.map(|leader| leader.0) })
+            }
+            Err(ProposeError::Refused { reason }) => PbResult::Refused(pb::Refused { reason }),
+            Err(ProposeError::Unknown | ProposeError::NoLeader | ProposeError::ShuttingDown) => {
+                PbResult::Unknown(pb::Unknown {})
+            }
+        };
+        Ok(Response::new(pb::ProposeResponse { result: Some(result) }))
+    }
+
+    async fn keep_alive(
+        &self,
+        request: Request<pb::KeepAliveRequest>,
+    ) -> Result<Response<pb::KeepAliveResponse>, Status> {
+        use pb::keep_alive_response::Answer as PbAnswer;
+        let request = request.into_inner();
+        self.check(request.envelope)?;
+        let owner: Owner = required("KeepAliveRequest", "owner", request.owner).map_err(invalid)?.into();
+        let answer = match (self.answer)(&self.node, owner) {
+            Answer::GoOn { quorum_age } => {
+                let quorum_age_us = u64::try_from(quorum_age.as_micros()).unwrap_or(u64::MAX);
+                PbAnswer::GoOn(pb::GoOn { quorum_age_us })
+            }
+            Answer::Fenced => PbAnswer::Fenced(pb::IncarnationFenced {}),
+            Answer::AskAgain => PbAnswer::AskAgain(pb::AskAgain {}),
+            Answer::NotLeader => {
+                PbAnswer::NotLeader(pb::NotLeader { leader: self.node.leader().map(|leader| leader.0) })
+            }
+        };
+        Ok(Response::new(pb::KeepAliveResponse { answer: Some(answer) }))
+    }
+
+    async fn form(&self, request: Request<pb::FormRequest>) -> Result<Response<pb::FormResponse>, Status> {
+        let request = request.into_inner();
+        self.check(request.envelope)?;
+        let is_new = self.node.is_new();
+        if request.all_are_new && is_new {
+            self.node.voting.remember().map_err(|error| Status::internal(error.to_string()))?;
+        }
+        Ok(Response::new(pb::FormResponse { is_new }))
+    }
+}

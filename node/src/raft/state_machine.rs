@@ -1,0 +1,362 @@
+//! Raft's state machine: [`State`] in memory, with a stored copy behind it.
+//!
+//! An entry is applied in memory, then handed to the stored copy, then made known, then answered. Whoever
+//! reads the state sees all entries up to some index and none after it.
+
+use std::io;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use futures::{Stream, StreamExt};
+use openraft::storage::{EntryResponder, RaftStateMachine};
+use openraft::type_config::alias::{SnapshotMetaOf, SnapshotOf};
+use openraft::{OptionalSend, RaftSnapshotBuilder};
+use prost::Message;
+use proto::WireError;
+use proto::convert::required;
+use proto::pb::storage::v1 as pb;
+use statedb::store::StoreError;
+use statedb::store::applied::{Applied, AppliedStore, Change, StoredRecord, Table};
+use statedb::{Changes, Command, Limits, Outcome, Record, State};
+use tokio::sync::{broadcast, watch};
+
+use super::applied_writer::{AppliedWriter, Meta};
+use super::convert::{self, state_log_id};
+use super::types::{LogId, Payload, StoredMembership, TypeConfig};
+
+/// How many entries are applied under one lock and stored in one batch. Readers wait for one batch.
+pub(super) const APPLY_BATCH_MAX: usize = 256;
+
+/// How many batches of news a listener may be behind before it has to look at the state as a whole.
+const NEWS_LEN: usize = 1024;
+
+/// The tables of the stored copy. The numbers are on disk.
+const NODES: Table = Table::new(1);
+const SHARES: Table = Table::new(2);
+const OPENS: Table = Table::new(3);
+
+/// What was applied.
+#[derive(Clone, Debug)]
+pub enum News {
+    /// Some entries, in order.
+    Applied {
+        /// The commands, and what came of them.
+        entries: Vec<AppliedEntry>,
+        /// What they changed, together.
+        changes: Changes,
+    },
+    /// The whole state was replaced by a snapshot.
+    Replaced,
+}
+
+/// A command that was applied.
+#[derive(Clone, Debug)]
+pub struct AppliedEntry {
+    /// Where it stands in the log.
+    pub log_id: statedb::LogId,
+    /// The command.
+    pub command: Command,
+    /// What came of it.
+    pub outcome: Outcome,
+}
+
+/// What this node has applied, shared by who reads it.
+#[derive(Debug)]
+pub(super) struct AppliedState {
+    machine: RwLock<Machine>,
+    applied: watch::Sender<Option<statedb::LogId>>,
+    news: broadcast::Sender<Arc<News>>,
+}
+
+/// What changes together.
+#[derive(Debug)]
+struct Machine {
+    state: State,
+    membership: StoredMembership,
+}
+
+/// Why the stored copy cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The store failed, or its bytes are damaged.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The bytes are sound and mean nothing: another release wrote them.
+    #[error("the stored state in {path} cannot be understood; was it written by a newer release?")]
+    Record {
+        /// The directory.
+        path: std::path::PathBuf,
+        /// What made no sense.
+        source: WireError,
+    },
+    /// The records do not make a state.
+    #[error("the stored state in {path} is not whole")]
+    State {
+        /// The directory.
+        path: std::path::PathBuf,
+        /// Why.
+        source: statedb::SnapshotError,
+    },
+    /// The thread that stores the state cannot be started.
+    #[error("cannot start the thread that stores the applied state")]
+    Thread(#[source] io::Error),
+}
+
+impl AppliedState {
+    pub(super) fn read<T>(&self, read: impl FnOnce(&State) -> T) -> T {
+        // A panic while applying takes Raft down with it; until that is noticed, what was there is still true.
+        read(&self.machine.read().unwrap_or_else(PoisonError::into_inner).state)
+    }
+
+    pub(super) fn watch(&self) -> watch::Receiver<Option<statedb::LogId>> {
+        self.applied.subscribe()
+    }
+
+    pub(super) fn news(&self) -> broadcast::Receiver<Arc<News>> {
+        self.news.subscribe()
+    }
+
+    fn publish(&self, applied: Option<statedb::LogId>, news: News) {
+        // Nobody may be listening yet.
+        let _ = self.news.send(Arc::new(news));
+        self.applied.send_replace(applied);
+    }
+}
+
+/// What Raft drives.
+#[derive(Clone, Debug)]
+pub(super) struct StateMachine {
+    shared: Arc<AppliedState>,
+    writer: AppliedWriter,
+    limits: Limits,
+}
+
+impl StateMachine {
+    /// Loads the stored copy.
+    pub(super) fn load(store: AppliedStore, limits: Limits) -> Result<Self, LoadError> {
+        let path = store.dir().to_owned();
+        let machine = match store.load()? {
+            Some(applied) => Machine::decode(applied, limits).map_err(|error| error.at(path))?,
+            None => Machine { state: State::new(limits), membership: StoredMembership::default() },
+        };
+        // What was written by a process that was killed may not be on disk yet.
+        store.sync()?;
+        let applied = machine.state.applied();
+        let writer = AppliedWriter::start(store, applied.map(|log_id| log_id.index)).map_err(LoadError::Thread)?;
+        let shared = AppliedState {
+            machine: RwLock::new(machine),
+            applied: watch::Sender::new(applied),
+            news: broadcast::Sender::new(NEWS_LEN),
+        };
+        Ok(Self { shared: Arc::new(shared), writer, limits })
+    }
+
+    pub(super) fn shared(&self) -> Arc<AppliedState> {
+        Arc::clone(&self.shared)
+    }
+
+    pub(super) fn writer(&self) -> AppliedWriter {
+        self.writer.clone()
+    }
+
+    fn snapshot(&self) -> SnapshotOf<TypeConfig, SnapshotRecords> {
+        let machine = self.shared.machine.read().unwrap_or_else(PoisonError::into_inner);
+        SnapshotOf::<TypeConfig, _> {
+            meta: machine.snapshot_meta(),
+            snapshot: SnapshotRecords(machine.state.records().collect()),
+        }
+    }
+}
+
+/// A whole state on its way: every record, in the order of the tables.
+#[derive(Clone, Debug)]
+pub(super) struct SnapshotRecords(pub(super) Vec<Record>);
+
+impl Machine {
+    fn decode(applied: Applied, limits: Limits) -> Result<Self, DecodeError> {
+        let meta: pb::AppliedMeta = pb::AppliedMeta::decode(applied.meta.as_slice())
+            .map_err(|error| WireError::undecodable("AppliedMeta", &error))?;
+        let state_meta =
+            Record::Meta { applied: meta.applied.map(Into::into), now: statedb::Timestamp(meta.now_ms) };
+        let mut records = vec![state_meta];
+        for stored in applied.records {
+            records.push(proto::convert::decode::<pb::Record, _>("Record", &stored.value)?);
+        }
+        let membership = required("AppliedMeta", "membership", meta.membership)?;
+        Ok(Self {
+            state: State::from_records(limits, records).map_err(DecodeError::State)?,
+            membership: convert::stored_membership_from_pb(membership)?,
+        })
+    }
+
+    fn snapshot_meta(&self) -> SnapshotMetaOf<TypeConfig> {
+        SnapshotMetaOf::<TypeConfig> {
+            last_log_id: self.state.applied().map(convert::log_id),
+            last_membership: self.membership.clone(),
+        }
+    }
+
+    fn meta(&self) -> Meta {
+        let message = pb::AppliedMeta {
+            applied: self.state.applied().map(Into::into),
+            now_ms: self.state.now().0,
+            membership: Some(convert::stored_membership_to_pb(&self.membership)),
+        };
+        Meta {
+            applied_index: self.state.applied().map(|log_id| log_id.index),
+            encoded: message.encode_to_vec(),
+        }
+    }
+
+    /// The records that changed, as they are now.
+    fn stored_changes(&self, changes: &Changes) -> Vec<Change> {
+        let state = &self.state;
+        let nodes = changes.nodes.iter().map(|id| {
+            let record = state.node(*id).map(|node| Record::Node(*id, node.clone()));
+            (NODES, id.0.to_be_bytes().to_vec(), record)
+        });
+        let shares = changes.shares.iter().map(|name| {
+            let record = state.serving_node(name).map(|serving| Record::Share(name.clone(), serving));
+            (SHARES, name.as_str().as_bytes().to_vec(), record)
+        });
+        let opens = changes.opens.iter().map(|id| {
+            let record = state.open(*id).map(|open| Record::Open(Box::new(open.clone())));
+            (OPENS, id.0.to_be_bytes().to_vec(), record)
+        });
+        let all = nodes.chain(shares).chain(opens);
+        all.map(|(table, key, record)| Change { table, key, value: record.as_ref().map(encode) }).collect()
+    }
+}
+
+fn encode(record: &Record) -> Vec<u8> {
+    pb::Record::from(record).encode_to_vec()
+}
+
+/// A record of a snapshot as it is stored. The meta record is stored apart.
+fn stored_record(record: &Record) -> Option<StoredRecord> {
+    let (table, key) = match record {
+        Record::Meta { .. } => return None,
+        Record::Node(id, _) => (NODES, id.0.to_be_bytes().to_vec()),
+        Record::Share(name, _) => (SHARES, name.as_str().as_bytes().to_vec()),
+        Record::Open(open) => (OPENS, open.description.durable_file_id.0.to_be_bytes().to_vec()),
+    };
+    Some(StoredRecord { table, key, value: encode(record) })
+}
+
+impl RaftStateMachine<TypeConfig> for StateMachine {
+    type SnapshotData = SnapshotRecords;
+    type SnapshotBuilder = Self;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
+        let machine = self.shared.machine.read().unwrap_or_else(PoisonError::into_inner);
+        Ok((machine.state.applied().map(convert::log_id), machine.membership.clone()))
+    }
+
+    async fn apply<Strm>(&mut self, entries: Strm) -> io::Result<()>
+    where
+        Strm: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
+    {
+        let mut batches = entries.ready_chunks(APPLY_BATCH_MAX);
+        while let Some(batch) = batches.next().await {
+            let batch = batch.into_iter().collect::<io::Result<Vec<_>>>()?;
+            let mut applied_entries = Vec::with_capacity(batch.len());
+            let mut answers = Vec::with_capacity(batch.len());
+            let (applied, changes, meta, stored_changes) = {
+                let mut machine = self.shared.machine.write().unwrap_or_else(PoisonError::into_inner);
+                for (entry, responder) in batch {
+                    let log_id = state_log_id(&entry.log_id);
+                    let outcome = match entry.payload {
+                        Payload::Blank => {
+                            machine.state.skip(log_id);
+                            None
+                        }
+                        Payload::Membership(membership) => {
+                            machine.state.skip(log_id);
+                            machine.membership = StoredMembership::new(Some(entry.log_id), membership);
+                            None
+                        }
+                        Payload::Normal(proposed) => {
+                            let outcome = machine.state.apply(log_id, proposed.at, &proposed.command);
+                            applied_entries.push(AppliedEntry {
+                                log_id,
+                                command: proposed.command,
+                                outcome: outcome.clone(),
+                            });
+                            Some(outcome)
+                        }
+                    };
+                    answers.extend(responder.map(|responder| (responder, outcome)));
+                }
+                let changes = machine.state.take_changes();
+                let stored_changes = machine.stored_changes(&changes);
+                (machine.state.applied(), changes, machine.meta(), stored_changes)
+            };
+            self.writer.write(meta, stored_changes).await.map_err(io::Error::other)?;
+            self.shared.publish(applied, News::Applied { entries: applied_entries, changes });
+            answers.into_iter().for_each(|(responder, outcome)| responder.send(outcome));
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMetaOf<TypeConfig>,
+        SnapshotRecords(records): SnapshotRecords,
+    ) -> io::Result<()> {
+        let stored = records.iter().filter_map(stored_record).collect();
+        let state = State::from_records(self.limits, records).map_err(io::Error::other)?;
+        let applied = state.applied();
+        if applied.map(convert::log_id) != meta.last_log_id {
+            let message = format!("a snapshot of {:?} that says it is of {:?}", applied, meta.last_log_id);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+        }
+        let machine = Machine { state, membership: meta.last_membership.clone() };
+        self.writer.replace(machine.meta(), stored).await.map_err(io::Error::other)?;
+        *self.shared.machine.write().unwrap_or_else(PoisonError::into_inner) = machine;
+        self.shared.publish(applied, News::Replaced);
+        Ok(())
+    }
+
+    async fn get_current_snapshot(
+        &mut self,
+    ) -> io::Result<Option<SnapshotOf<TypeConfig, SnapshotRecords>>> {
+        let snapshot = self.snapshot();
+        Ok(snapshot.meta.last_log_id.is_some().then_some(snapshot))
+    }
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
+    type SnapshotData = SnapshotRecords;
+
+    /// A snapshot of memory, as of now. The stored copy is brought as far on disk, because Raft purges the
+    /// log up to here next.
+    async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<TypeConfig, SnapshotRecords>> {
+        let snapshot = self.snapshot();
+        self.writer.sync().await.map_err(io::Error::other)?;
+        Ok(snapshot)
+    }
+}
+
+/// A [`LoadError`] that does not know the directory yet.
+enum DecodeError {
+    Record(WireError),
+    State(statedb::SnapshotError),
+}
+
+impl From<WireError> for DecodeError {
+    fn from(error: WireError) -> Self {
+        Self::Record(error)
+    }
+}
+
+impl DecodeError {
+    fn at(self, path: std::path::PathBuf) -> LoadError {
+        match self {
+            Self::Record(source) => LoadError::Record { path, source },
+            Self::State(source) => LoadError::State { path, source },
+        }
+    }
+}
