@@ -345,7 +345,7 @@ impl Config {
 }
 
 impl ClusterConfig {
-    /// A number that two nodes share exactly if they were told the same: crc32 of everything in
+    /// A number that two nodes share if they were told the same, and hardly otherwise: crc32 of everything in
     /// `[cluster]`, in an order of its own, so that a reordered file is no stranger.
     #[must_use]
     pub fn fingerprint(&self) -> u64 {

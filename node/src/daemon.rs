@@ -63,7 +63,6 @@ async fn run_until_stopped(config: Arc<Config>) -> anyhow::Result<()> {
     })
     .await
     .with_context(|| format!("cannot start on {}", config.node.data_dir.display()))?;
-    let raft = Arc::new(raft);
 
     let stop = CancellationToken::new();
     let answers = Arc::clone(&leadership);

@@ -18,10 +18,19 @@ use crate::raft::{ProposeError, RaftNode};
 /// answers in one; in between lies what loses little time without asking in vain too often.
 const RETRY_AFTER: Duration = Duration::from_millis(10);
 
-/// The incarnation is over: it was declared down or superseded, or this process is ending.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("this incarnation of the SMB service has ended")]
-pub struct IncarnationEnded;
+/// There will be no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// The incarnation is over: it was declared down or superseded, or this process is ending.
+    #[error("this incarnation of the SMB service has ended")]
+    Ended,
+    /// It cannot be proposed at all.
+    #[error("the request cannot be proposed: {reason}")]
+    Refused {
+        /// Why not.
+        reason: String,
+    },
+}
 
 /// Makes requests in the name of one incarnation.
 #[derive(Debug)]
@@ -63,12 +72,13 @@ impl Proposer {
     ///
     /// # Errors
     ///
-    /// When the incarnation is over. The request may have been committed before; nobody may act on it.
-    pub async fn propose(&self, request: Request) -> Result<(LogId, Outcome), IncarnationEnded> {
+    /// When the incarnation is over, which does not mean that the request was not committed; or when the request is
+    /// too large for the log.
+    pub async fn propose(&self, request: Request) -> Result<(LogId, Outcome), RequestError> {
         let outstanding = Outstanding::begin(&self.sequences);
         tokio::select! {
             answer = self.ask_until_answered(outstanding.sequence, &request) => answer,
-            () = self.ended.cancelled() => Err(IncarnationEnded),
+            () = self.ended.cancelled() => Err(RequestError::Ended),
         }
     }
 
@@ -76,7 +86,7 @@ impl Proposer {
         &self,
         sequence: u64,
         request: &Request,
-    ) -> Result<(LogId, Outcome), IncarnationEnded> {
+    ) -> Result<(LogId, Outcome), RequestError> {
         loop {
             let first_outstanding = lock(&self.sequences).first_outstanding();
             let identity = Identity { owner: self.owner, sequence, first_outstanding };
@@ -85,11 +95,12 @@ impl Proposer {
                 Ok((_, Outcome::Rejected(rejection @ Rejection::Fenced { .. }))) => {
                     debug!(%rejection, "the incarnation is fenced");
                     self.ended.cancel();
-                    return Err(IncarnationEnded);
+                    return Err(RequestError::Ended);
                 }
                 Ok((_, Outcome::Rejected(Rejection::TooManyOutstanding { .. }))) => {}
                 Ok(answer) => return Ok(answer),
-                Err(ProposeError::ShuttingDown) => return Err(IncarnationEnded),
+                Err(ProposeError::ShuttingDown) => return Err(RequestError::Ended),
+                Err(ProposeError::Refused { reason }) => return Err(RequestError::Refused { reason }),
                 Err(error) => debug!(%error, sequence, "no definite answer yet, asking again"),
             }
             tokio::time::sleep(RETRY_AFTER).await;

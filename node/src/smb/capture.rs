@@ -21,7 +21,7 @@ use super::keys;
 use super::local::{LocalOpen, LocalOpens};
 use super::service::Settings;
 use super::tracker::Tracker;
-use crate::proposer::{IncarnationEnded, Proposer};
+use crate::proposer::{RequestError, Proposer};
 use crate::raft::RaftNode;
 use crate::telemetry::chain;
 
@@ -48,8 +48,8 @@ pub struct Capture {
 /// Why a change is not made.
 #[derive(Debug, thiserror::Error)]
 enum Refused {
-    #[error("the incarnation is over")]
-    Ended(#[from] IncarnationEnded),
+    #[error(transparent)]
+    Request(#[from] RequestError),
     #[error("the process could not be asked")]
     Connection(#[from] ConnectionError),
     #[error("the record cannot be understood")]
@@ -73,7 +73,7 @@ impl Refused {
                 | Rejection::NotOwner { .. }
                 | Rejection::CreateGuidMismatch(_) => TdbError::NoExist,
                 // STATUS_NO_MEMORY: a limit.
-                Rejection::TooManyOpens { .. } | Rejection::ImageTooLarge { .. } => TdbError::Oom,
+                Rejection::TooManyOpens { .. } | Rejection::OpenTooLarge { .. } => TdbError::Oom,
                 // STATUS_FILE_LOCK_CONFLICT: somebody else has it; a client tries that again.
                 _ => TdbError::Lock,
             },
@@ -113,7 +113,7 @@ impl Capture {
         &self,
         change: Change,
         connection: &mut Connection,
-    ) -> Result<Result<Option<Reply>, IncarnationEnded>, ConnectionError> {
+    ) -> Result<Result<Option<Reply>, RequestError>, ConnectionError> {
         let decided = match &change {
             Change::Store { database: Database::OpenGlobal, value, .. } => {
                 self.open_stored(value, connection).await
@@ -124,7 +124,7 @@ impl Capture {
         };
         match decided {
             Ok(()) => Ok(Ok(Some(Reply::Proceed))),
-            Err(Refused::Ended(ended)) => Ok(Err(ended)),
+            Err(Refused::Request(error @ RequestError::Ended)) => Ok(Err(error)),
             Err(Refused::Connection(error)) => Err(error),
             Err(Refused::GivenUp) => Ok(Ok(None)),
             Err(refused) => {
@@ -138,9 +138,10 @@ impl Capture {
     ///
     /// # Errors
     ///
-    /// When the incarnation is over.
-    pub async fn process_ended(&self, process: u32) -> Result<(), IncarnationEnded> {
-        for id in self.opens().of_process(process) {
+    /// If there is no answer: see [`RequestError`].
+    pub async fn process_ended(&self, process: u32) -> Result<(), RequestError> {
+        let served = self.opens().of_process(process);
+        for id in served {
             info!(durable_file_id = %id, process, "the process of an open has ended without handing it over");
             let (_, outcome) = self.proposer.propose(Request::Disconnect(id)).await?;
             debug!(durable_file_id = %id, %outcome, "its client may come back");
@@ -360,8 +361,9 @@ impl Capture {
     /// that the process has a tree connect to.
     fn share(&self, service_path: &str, process: u32) -> Option<ShareName> {
         let entered = self.gate.entered(process);
-        let at_path = self.settings.samba.shares_at(service_path).map(ShareName::new);
-        let mut at_path: Vec<_> = at_path.filter(|share| !self.settings.unprotected.contains(share)).collect();
+        let at_path = self.settings.samba.shares_at(service_path);
+        let mut at_path: Vec<_> =
+            at_path.filter(|share| !self.settings.unprotected.contains(share)).cloned().collect();
         if at_path.is_empty() && entered.len() == 1 {
             // A path with variables, which only smbd can expand: there is only one share that it can be.
             at_path.extend(entered.iter().cloned());

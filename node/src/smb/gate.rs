@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::reconcile::Reconciled;
-use crate::proposer::{IncarnationEnded, Proposer};
+use crate::proposer::{RequestError, Proposer};
 
 /// How long a client waits for its share to be taken over. Detecting a death takes less than the largest
 /// `node_down_after` by far in any usable configuration; a client gives up on a request after about a minute.
@@ -73,13 +73,13 @@ impl Gate {
     ///
     /// # Errors
     ///
-    /// When the incarnation is over.
+    /// If there is no answer: see [`RequestError`].
     pub async fn enter(
         &self,
         share: &ShareName,
         process: u32,
         record: &[u8],
-    ) -> Result<Verdict, IncarnationEnded> {
+    ) -> Result<Verdict, RequestError> {
         let door = self.door(share);
         let knocked_at = Instant::now();
         // Others may pass while this one waits, so the lock is taken for each attempt anew.
@@ -133,8 +133,8 @@ impl Gate {
     ///
     /// # Errors
     ///
-    /// When the incarnation is over.
-    pub async fn leave(&self, process: u32, record: &[u8]) -> Result<(), IncarnationEnded> {
+    /// If there is no answer: see [`RequestError`].
+    pub async fn leave(&self, process: u32, record: &[u8]) -> Result<(), RequestError> {
         self.leave_where(|connect| connect.0 == process && connect.1 == record).await
     }
 
@@ -142,8 +142,8 @@ impl Gate {
     ///
     /// # Errors
     ///
-    /// When the incarnation is over.
-    pub async fn leave_all(&self, process: u32) -> Result<(), IncarnationEnded> {
+    /// If there is no answer: see [`RequestError`].
+    pub async fn leave_all(&self, process: u32) -> Result<(), RequestError> {
         self.leave_where(|connect| connect.0 == process).await
     }
 
@@ -154,7 +154,7 @@ impl Gate {
         tree_connects.iter().filter(|((of, _), _)| *of == process).map(|(_, share)| share.clone()).collect()
     }
 
-    async fn leave_where(&self, leaves: impl Fn(&(u32, Vec<u8>)) -> bool) -> Result<(), IncarnationEnded> {
+    async fn leave_where(&self, leaves: impl Fn(&(u32, Vec<u8>)) -> bool) -> Result<(), RequestError> {
         let left: BTreeSet<ShareName> = {
             let mut tree_connects = self.tree_connects();
             let left = tree_connects.iter().filter(|(connect, _)| leaves(connect)).map(|(_, share)| share.clone()).collect();

@@ -48,7 +48,10 @@ impl Processes {
 
         let processes = Arc::clone(self);
         Ok(Some(async move {
-            match AsyncFd::new(pidfd) {
+            // SAFETY: the `Arc` keeps the descriptor open, and the same, for as long as the `AsyncFd` has it.
+            #[expect(unsafe_code, reason = "tokio cannot see that the descriptor of an `Arc<OwnedFd>` never changes")]
+            let registered = unsafe { AsyncFd::register(pidfd) };
+            match registered {
                 Ok(pidfd) => {
                     if let Err(error) = pidfd.readable().await {
                         debug!(pid, %error, "the end of the process cannot be waited for");

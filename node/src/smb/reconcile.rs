@@ -18,13 +18,14 @@ use samba::file_stat::StatError;
 use samba::tdb::Tdb;
 use samba::{Layout, MaterialiseError, OpenImage};
 use statedb::{DurableFileId, FileKey, OpenDescription, OpenState, Owner, ShareName, State};
+use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::tracker::Tracker;
 use crate::lease::ServiceLease;
-use crate::raft::{Applied, RaftNode};
+use crate::raft::{News, RaftNode};
 use crate::telemetry::chain;
 
 /// Between two attempts at records that could not be stored: a file system that is still being mounted, a
@@ -83,7 +84,6 @@ impl Reconciled {
 }
 
 /// The task that does it.
-#[derive(Debug)]
 pub struct Reconciler {
     raft: Arc<RaftNode>,
     tracker: Arc<Tracker>,
@@ -140,7 +140,7 @@ impl Reconciler {
 
     /// Reconciles whatever changes, until `stop` is cancelled.
     pub async fn run(mut self, stop: CancellationToken) {
-        let mut applied = self.raft.applied();
+        let mut news = self.raft.news();
         let mut incarnation = self.lease.owner();
         // `None`: everything may have changed.
         let mut changed = None;
@@ -162,15 +162,15 @@ impl Reconciler {
                 }
             };
             tokio::select! {
-                next = applied.next() => match next {
-                    Some(Applied::Changes(changes)) => {
+                heard = news.recv() => match heard.as_deref() {
+                    Ok(News::Applied { changes, .. }) => {
                         let of_shares = self.opens_of(&changes.shares);
                         let changed = changed.get_or_insert_default();
                         changed.extend(changes.opens.iter().copied());
                         changed.extend(of_shares);
                     }
-                    Some(Applied::Everything) => changed = None,
-                    None => return,
+                    Ok(News::Replaced) | Err(RecvError::Lagged(_)) => changed = None,
+                    Err(RecvError::Closed) => return,
                 },
                 changed = incarnation.changed() => if changed.is_err() { return },
                 () = retry => {}

@@ -28,7 +28,7 @@ use super::reconcile::{Reconciled, Reconciler};
 use super::tracker::Tracker;
 use crate::config::{Config, SambaConfig, Timing};
 use crate::lease::ServiceLease;
-use crate::proposer::{IncarnationEnded, Proposer};
+use crate::proposer::{RequestError, Proposer};
 use crate::raft::RaftNode;
 
 /// Between two attempts to register or to declare down, while there is no quorum or no leader.
@@ -94,7 +94,7 @@ pub struct Settings {
     /// How its records look.
     pub layout: Layout,
     /// What its smb.conf says.
-    pub samba: samba::config::SambaSettings,
+    pub samba: samba::config::SambaConfig,
     /// Shares that are left alone, `IPC$` among them.
     pub unprotected: BTreeSet<ShareName>,
 }
@@ -103,14 +103,10 @@ impl Settings {
     fn ask(config: &SambaConfig) -> Result<Self, SmbServiceError> {
         let version = samba::SambaVersion::of_smbd(&config.smbd)?;
         let layout = Layout::for_version(&version)?;
-        let samba = samba::config::SambaSettings::ask(&config.smb_conf)?;
         let mut unprotected: BTreeSet<_> =
             config.unprotected_shares.iter().map(|name| ShareName::new(name)).collect();
         unprotected.insert(ShareName::new("IPC$"));
-        let wrong = samba.problems(|share| !unprotected.contains(&ShareName::new(share)));
-        if !wrong.is_empty() {
-            return Err(samba::config::ConfigError::Unfit { smb_conf: config.smb_conf.clone(), problems: wrong }.into());
-        }
+        let samba = samba::config::SambaConfig::read(&config.smb_conf, |share| !unprotected.contains(share))?;
         info!(%version, ?layout, lock_directory = %samba.lock_directory.display(), "smbd is one that is known");
         Ok(Self { layout, samba, unprotected })
     }
@@ -152,11 +148,11 @@ impl SmbService {
         let limits = frame::Limits {
             // Two looks within a heartbeat: a fenced process ends as late as that after the word came.
             fence_tick_ns: u64::try_from(timing.heartbeat_interval().as_nanos() / 2).unwrap_or(u64::MAX),
-            open_global_durable_min_len: settings.layout.open_global_durable_min_len(),
+            open_global_durable_min_len: samba::allocator::open_global_durable_min_len(settings.layout),
         };
         let tracker = Tracker::new(PageWriter::open(&samba.run_dir.join(frame::PAGE_FILE), limits)?);
         let slot = NodeSlot::new(config.slot()).expect("a configuration has no more nodes than there are slots");
-        tracker.set_allocator(slot, &settings.layout.in_use_record())?;
+        tracker.set_allocator(slot, &samba::allocator::in_use_record(settings.layout))?;
         raft.read(|state| tracker.replace_all(state.opens().map(|open| &open.description)));
         let listener = listen(&samba.run_dir.join(frame::SOCKET_FILE))?;
 
@@ -260,7 +256,11 @@ impl SmbService {
             let reply = match incarnation.decide(&self.settings, change, &mut connection).await? {
                 Ok(Some(reply)) => reply,
                 Ok(None) => continue,
-                Err(IncarnationEnded) => Reply::Fence,
+                Err(RequestError::Ended) => Reply::Fence,
+                Err(error @ RequestError::Refused { .. }) => {
+                    error!(pid, %error, "a change that smbd wanted to make is refused");
+                    Reply::Refuse { tdb_error: TdbError::Io }
+                }
             };
             connection.reply(&reply).await?;
         }
@@ -429,7 +429,7 @@ impl Incarnation {
         settings: &Settings,
         change: Change,
         connection: &mut Connection,
-    ) -> Result<Result<Option<Reply>, IncarnationEnded>, ConnectionError> {
+    ) -> Result<Result<Option<Reply>, RequestError>, ConnectionError> {
         let pid = connection.pid();
         match change {
             Change::Store { database: Database::TconGlobal, key, value } => {
@@ -448,7 +448,7 @@ impl Incarnation {
         pid: u32,
         key: &[u8],
         value: &[u8],
-    ) -> Result<Reply, IncarnationEnded> {
+    ) -> Result<Reply, RequestError> {
         let record = match samba::records::TconGlobal::decode(settings.layout, value) {
             Ok(record) => record,
             Err(error) => {
