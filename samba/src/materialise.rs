@@ -1,0 +1,344 @@
+//! What a survivor has to store so that its smbd takes an orphaned open for one of its own whose client is away, and
+//! how that is taken away again.
+//!
+//! Everything here is pure: from what a record is now and the images of opens to what the record must become.
+//! `databases` does it under the records' locks.
+//!
+//! # The records of a disconnected open
+//!
+//! | record | what changes |
+//! |---|---|
+//! | open_global | nobody holds it; when it was disconnected; the cookie allows a reconnect and has fresh metadata |
+//! | locking | the entry is nobody's and is numbered by the persistent id; both epochs grow |
+//! | leases | nothing |
+//! | brlock | the locks are nobody's and belong to no tree connect |
+//!
+//! That is what smbd itself writes after a clean loss of the connection, which a test holds against records of
+//! a real smbd.
+//!
+//! # What must stay true
+//!
+//! - What belongs to other opens is never changed, except what all opens of a file have in common.
+//! - An open that is stored already is left alone, so doing it twice is doing it once.
+//! - A record of another open under the same persistent id is a conflict, never overwritten.
+//! - While a process holds the lock of a share-mode record nobody else changes it.
+
+use statedb::{ClientGuid, DurableFileId, FileKey, LeaseKey, LeaseState};
+use thiserror::Error;
+
+use crate::image::OpenImage;
+use crate::records::{
+    BrlockEntry, CookieStat, DurableCookie, Holder, LeaseRecord, LockingRecord, NtTime, OpenGlobal, ServerId,
+    ShareModeData, ShareModeEntry, ShareModeLock,
+};
+
+/// What becomes of a record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Edit<T> {
+    /// It stays as it is.
+    Keep,
+    /// It is stored.
+    Store(T),
+    /// It is deleted.
+    Delete,
+}
+
+impl<T> Edit<T> {
+    /// The same with another form of what is stored.
+    pub fn map<U>(self, form: impl FnOnce(T) -> U) -> Edit<U> {
+        match self {
+            Self::Keep => Edit::Keep,
+            Self::Store(value) => Edit::Store(form(value)),
+            Self::Delete => Edit::Delete,
+        }
+    }
+}
+
+/// The open's own record on a survivor, where `local` is the record under its key now and `stat` what smbd is
+/// going to find when it looks at the file.
+pub fn place_open_global(
+    local: Option<&OpenGlobal>,
+    image: &OpenImage,
+    disconnected_at: NtTime,
+    stat: &CookieStat,
+) -> Result<Edit<OpenGlobal>, MaterialiseError> {
+    let Some(local) = local else {
+        return Ok(Edit::Store(disconnected(image, disconnected_at, stat)));
+    };
+    let orphan = image.open_global();
+    let is_same_open = local.open_persistent_id == orphan.open_persistent_id
+        && local.create_guid == orphan.create_guid
+        && local.open_time == orphan.open_time
+        && local.open_owner == orphan.open_owner;
+    if is_same_open && local.holder() == Holder::Disconnected {
+        Ok(Edit::Keep)
+    } else {
+        Err(MaterialiseError::Conflict { id: orphan.open_persistent_id, holder: local.server_id })
+    }
+}
+
+fn disconnected(image: &OpenImage, disconnected_at: NtTime, stat: &CookieStat) -> OpenGlobal {
+    OpenGlobal {
+        server_id: ServerId::DISCONNECTED,
+        disconnect_time: disconnected_at,
+        backend_cookie: Some(DurableCookie {
+            allow_reconnect: true,
+            base_name: image.path().to_owned(),
+            stat: stat.clone(),
+            ..image.cookie().clone()
+        }),
+        ..image.open_global().clone()
+    }
+}
+
+/// The share modes of a file on a survivor with this orphan among them.
+pub fn place_entry(
+    local: Option<LockingRecord>,
+    image: &OpenImage,
+) -> Result<Edit<LockingRecord>, MaterialiseError> {
+    let id = image.durable_file_id();
+    let mut record = local.unwrap_or_default();
+    if record.has_disconnected(id) {
+        return Ok(Edit::Keep);
+    }
+    refuse_locked(&record, image.file())?;
+
+    let lock = record.lock.get_or_insert_with(|| fresh_lock(image.data()));
+    let share_modes = lock.share_modes.get_or_insert_default();
+    share_modes.entries.push(ShareModeEntry {
+        server_id: ServerId::DISCONNECTED,
+        share_file_id: id.0,
+        ..image.entry().clone()
+    });
+    share_modes.sort();
+    share_modes.data = Some(match share_modes.data.take() {
+        Some(data) => ShareModeData {
+            // Other processes may have this structure in their caches, under its epoch.
+            unique_content_epoch: data.unique_content_epoch.wrapping_add(1),
+            flags: both(data.flags, flags_of(image)),
+            ..data
+        },
+        None => ShareModeData { flags: flags_of(image), ..image.data().clone() },
+    });
+    touch(lock);
+    Ok(Edit::Store(record))
+}
+
+/// Both epochs grow with every change, so that who compares them sees it.
+fn touch(lock: &mut ShareModeLock) {
+    lock.lock_epoch = lock.lock_epoch.wrapping_add(1);
+    lock.data_epoch = lock.data_epoch.wrapping_add(1);
+}
+
+/// The lock of a record that did not exist. Its epochs continue a number that was drawn at random on the node
+/// that has died, which is as good as a new one.
+fn fresh_lock(data: &ShareModeData) -> ShareModeLock {
+    ShareModeLock {
+        exclusive: ServerId::NONE,
+        lock_epoch: data.unique_content_epoch,
+        data_epoch: data.unique_content_epoch,
+        shared: Vec::new(),
+        share_modes: None,
+    }
+}
+
+fn refuse_locked(record: &LockingRecord, file: FileKey) -> Result<(), MaterialiseError> {
+    match record.lock_holder() {
+        Some(holder) => Err(MaterialiseError::Locked { file, holder }),
+        None => Ok(()),
+    }
+}
+
+/// The bits that say "every open lets others…": they are combined by AND, all others by OR.
+const SHARE_BITS: u16 = ShareModeData::SHARE_READ | ShareModeData::SHARE_WRITE | ShareModeData::SHARE_DELETE;
+
+/// The flags of two sets of opens taken together.
+fn both(one: u16, other: u16) -> u16 {
+    (one & other & SHARE_BITS) | ((one | other) & !SHARE_BITS)
+}
+
+/// The flags of a file with this open alone.
+fn flags_of(image: &OpenImage) -> u16 {
+    // MS-SMB2 2.2.13.1.1 and 2.2.13, paired with Samba's summary of them.
+    const FILE_READ_DATA: u32 = 0x1;
+    const FILE_WRITE_DATA: u32 = 0x2;
+    const FILE_APPEND_DATA: u32 = 0x4;
+    const FILE_EXECUTE: u32 = 0x20;
+    const DELETE: u32 = 0x1_0000;
+    const FILE_SHARE_READ: u32 = 0x1;
+    const FILE_SHARE_WRITE: u32 = 0x2;
+    const FILE_SHARE_DELETE: u32 = 0x4;
+
+    let entry = image.entry();
+    let caches_reads = match image.lease() {
+        Some(lease) => lease.current_state.0 & LeaseState::READ != 0,
+        None => entry.op_type != ShareModeEntry::NO_OPLOCK,
+    };
+    let summary = [
+        (entry.access_mask.0, FILE_READ_DATA | FILE_EXECUTE, ShareModeData::ACCESS_READ),
+        (entry.access_mask.0, FILE_WRITE_DATA | FILE_APPEND_DATA, ShareModeData::ACCESS_WRITE),
+        (entry.access_mask.0, DELETE, ShareModeData::ACCESS_DELETE),
+        (entry.share_access.0, FILE_SHARE_READ, ShareModeData::SHARE_READ),
+        (entry.share_access.0, FILE_SHARE_WRITE, ShareModeData::SHARE_WRITE),
+        (entry.share_access.0, FILE_SHARE_DELETE, ShareModeData::SHARE_DELETE),
+        // Of what an open may cache smbd looks at reads only, so it adds no other bit when it grants one.
+        (u32::from(caches_reads), 1, ShareModeData::LEASE_READ),
+    ];
+    let set = summary.into_iter().filter(|(bits, mask, _)| bits & mask != 0);
+    set.fold(0, |flags, (_, _, flag)| flags | flag)
+}
+
+/// A lease on a survivor. What is there already is right: the lease was placed with another open, and may have
+/// been broken or upgraded since. Then only the file is added, if it is missing.
+#[must_use]
+pub fn place_lease(local: Option<LeaseRecord>, orphan: &LeaseRecord) -> Edit<LeaseRecord> {
+    let Some(mut lease) = local else {
+        return Edit::Store(orphan.clone());
+    };
+    let known = lease.files.len();
+    for file in &orphan.files {
+        if lease.files.iter().all(|local| local.file != file.file) {
+            lease.files.push(file.clone());
+        }
+    }
+    if lease.files.len() == known { Edit::Keep } else { Edit::Store(lease) }
+}
+
+/// The byte-range locks of a file on a survivor with those of this orphan among them.
+#[must_use]
+pub fn place_byte_range_locks(local: &[BrlockEntry], image: &OpenImage) -> Edit<Vec<BrlockEntry>> {
+    let id = image.durable_file_id();
+    let orphaned = image.byte_range_locks().iter().map(|lock| BrlockEntry {
+        tid: 0,
+        server_id: ServerId::DISCONNECTED,
+        fnum: 0,
+        ..*lock
+    });
+    let others = local.iter().copied().filter(|lock| !is_orphaned(lock, id));
+    let locks: Vec<_> = others.chain(orphaned).collect();
+    if locks.len() == local.len() && locks.iter().all(|lock| local.contains(lock)) {
+        Edit::Keep
+    } else {
+        Edit::Store(locks)
+    }
+}
+
+fn is_orphaned(lock: &BrlockEntry, id: DurableFileId) -> bool {
+    lock.server_id == ServerId::DISCONNECTED && lock.smblctx == id.0
+}
+
+/// What was found of an open that is to be removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removed {
+    /// It was disconnected and is gone.
+    Removed,
+    /// There was nothing of it.
+    Absent,
+    /// A client has it here. Nothing was touched.
+    Claimed,
+}
+
+/// What becomes of the open's own record when the open is removed.
+#[must_use]
+pub fn remove_open_global(local: Option<&OpenGlobal>) -> (Edit<OpenGlobal>, Removed) {
+    match local.map(OpenGlobal::holder) {
+        None => (Edit::Keep, Removed::Absent),
+        Some(Holder::Disconnected) => (Edit::Delete, Removed::Removed),
+        Some(Holder::Process(_)) => (Edit::Keep, Removed::Claimed),
+    }
+}
+
+/// What becomes of the share modes of a file when an open is removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EntryRemoval {
+    /// What becomes of the record.
+    pub edit: Edit<LockingRecord>,
+    /// The open's lease, if no other open of the file has it.
+    pub unused_lease: Option<(ClientGuid, LeaseKey)>,
+}
+
+/// The share modes of a file without a disconnected open.
+pub fn remove_entry(
+    local: Option<LockingRecord>,
+    id: DurableFileId,
+    file: FileKey,
+) -> Result<EntryRemoval, MaterialiseError> {
+    let mut record = local.unwrap_or_default();
+    if !record.has_disconnected(id) {
+        return Ok(EntryRemoval { edit: Edit::Keep, unused_lease: None });
+    }
+    refuse_locked(&record, file)?;
+
+    let mut unused_lease = None;
+    if let Some(lock) = &mut record.lock {
+        if let Some(share_modes) = &mut lock.share_modes {
+            for entry in share_modes.entries.extract_if(.., |entry| entry.is_disconnected(id)) {
+                unused_lease = entry.lease();
+            }
+            if share_modes.entries.iter().any(|entry| entry.lease() == unused_lease) {
+                unused_lease = None;
+            }
+            if share_modes.entries.is_empty() {
+                lock.share_modes = None;
+            }
+        }
+        touch(lock);
+    }
+    let is_needed = record.share_modes().is_some() || !record.watchers.is_empty();
+    let edit = if is_needed { Edit::Store(record) } else { Edit::Delete };
+    Ok(EntryRemoval { edit, unused_lease })
+}
+
+/// A lease without a file on which no open has it any more.
+#[must_use]
+pub fn remove_lease_file(local: Option<LeaseRecord>, file: FileKey) -> Edit<LeaseRecord> {
+    let Some(mut lease) = local else {
+        return Edit::Keep;
+    };
+    let known = lease.files.len();
+    lease.files.retain(|local| local.file != file);
+    if lease.files.is_empty() {
+        Edit::Delete
+    } else if lease.files.len() == known {
+        Edit::Keep
+    } else {
+        Edit::Store(lease)
+    }
+}
+
+/// The byte-range locks of a file without those of a disconnected open.
+#[must_use]
+pub fn remove_byte_range_locks(local: &[BrlockEntry], id: DurableFileId) -> Edit<Vec<BrlockEntry>> {
+    let locks: Vec<_> = local.iter().copied().filter(|lock| !is_orphaned(lock, id)).collect();
+    if locks.len() == local.len() {
+        Edit::Keep
+    } else if locks.is_empty() {
+        Edit::Delete
+    } else {
+        Edit::Store(locks)
+    }
+}
+
+/// An orphan cannot be placed or removed, or not now.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum MaterialiseError {
+    /// Another open has the same persistent id here.
+    #[error(
+        "open {id} cannot be stored: this node has another open under the same persistent id (holder: {holder}); \
+         are the nodes' ids partitioned by the shim on every node?"
+    )]
+    Conflict {
+        /// The persistent id.
+        id: DurableFileId,
+        /// Who has the other open.
+        holder: ServerId,
+    },
+    /// A process is in the middle of changing the share modes. Try again.
+    #[error("process {holder} is changing the share modes of file {file}")]
+    Locked {
+        /// The file.
+        file: FileKey,
+        /// The process.
+        holder: ServerId,
+    },
+}

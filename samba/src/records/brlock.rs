@@ -1,0 +1,44 @@
+//! A byte-range lock, as `brlock.tdb` has it.
+
+use super::error::RecordError;
+use super::identity::ServerId;
+use super::v4_17;
+use crate::version::Layout;
+
+/// One byte-range lock. A record of `brlock.tdb` is an unordered array of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BrlockEntry {
+    /// The persistent id of the open that has the lock.
+    pub smblctx: u64,
+    /// The tree connect; 0 when disconnected.
+    pub tid: u32,
+    /// The process that has the open.
+    pub server_id: ServerId,
+    /// The first byte.
+    pub start: u64,
+    /// How many bytes.
+    pub size: u64,
+    /// The volatile id of the open; 0 when disconnected.
+    pub fnum: u64,
+    /// Whether it excludes readers too.
+    pub exclusive: bool,
+    /// A lock by POSIX rules instead of Windows'.
+    pub posix: bool,
+}
+
+impl BrlockEntry {
+    /// Decodes the value of a record of `brlock.tdb`.
+    pub fn decode_all(layout: Layout, value: &[u8]) -> Result<Vec<Self>, RecordError> {
+        match layout {
+            Layout::V4_17 => v4_17::decode_brlocks(value),
+        }
+    }
+
+    /// The value of a record of `brlock.tdb`, byte for byte what smbd would store.
+    #[must_use]
+    pub fn encode_all(layout: Layout, locks: &[Self]) -> Vec<u8> {
+        match layout {
+            Layout::V4_17 => v4_17::encode_brlocks(locks),
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! What is known of Samba's records, held against records of a real smbd (`testdata/`).
+
+mod capture;
+mod materialise;
+mod records;
+mod situation;

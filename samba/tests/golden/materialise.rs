@@ -1,0 +1,225 @@
+//! Orphans are placed as smbd itself leaves disconnected opens, and taken away without a trace.
+
+use frame::Database;
+use samba::OpenImage;
+use samba::materialise::{
+    Edit, EntryRemoval, MaterialiseError, Removed, place_byte_range_locks, place_entry, place_lease,
+    place_open_global, remove_byte_range_locks, remove_entry, remove_lease_file, remove_open_global,
+};
+use samba::records::{BrlockEntry, LockingRecord, NtTime, OpenGlobal, ServerId, ShareModeData};
+use statedb::LeaseState;
+
+use crate::situation::{LAYOUT, Situation};
+
+fn stored<T: std::fmt::Debug>(edit: Edit<T>) -> T {
+    match edit {
+        Edit::Store(value) => value,
+        edit => panic!("nothing is stored: {edit:?}"),
+    }
+}
+
+fn locking(situation: &Situation) -> LockingRecord {
+    LockingRecord::decode(LAYOUT, situation.value(Database::Locking)).unwrap()
+}
+
+/// The two durable opens of one file.
+fn two_images() -> [OpenImage; 2] {
+    let situation = Situation::load("two_opens_one_lease");
+    let images: Vec<_> = situation.durable_opens().iter().map(|open| situation.capture(open)).collect();
+    images.try_into().unwrap()
+}
+
+/// The judge is what the same smbd has made of the same open when its connection was lost cleanly.
+#[test]
+fn orphan_looks_as_smbd_leaves_an_open_after_a_clean_loss() {
+    for name in ["rwh_v2_locks", "batch_v1_lock"] {
+        let image = Situation::load(name).image();
+        let lost = Situation::load(&format!("{name}_disconnected"));
+
+        let expected = OpenGlobal::decode(LAYOUT, lost.value(Database::OpenGlobal)).unwrap();
+        let cookie = expected.backend_cookie.as_ref().unwrap();
+        let placed = place_open_global(None, &image, expected.disconnect_time, &cookie.stat).unwrap();
+        let mut placed = stored(placed);
+        // What only the process itself knew: how often it has stored the record, that the file was written, and
+        // which locks had a sequence number.
+        placed.seqnum = expected.seqnum;
+        placed.lock_sequence_array = expected.lock_sequence_array;
+        placed.backend_cookie.as_mut().unwrap().update_write_time_triggered =
+            cookie.update_write_time_triggered;
+        assert_eq!(placed, expected, "{name}");
+
+        let placed = stored(place_entry(None, &image).unwrap());
+        let (placed, expected) = (placed.share_modes().unwrap(), locking(&lost));
+        let expected = expected.share_modes().unwrap();
+        assert_eq!(placed.entries, expected.entries, "{name}");
+        let (placed, expected) = (placed.data.as_ref().unwrap(), expected.data.as_ref().unwrap());
+        assert_eq!((placed.flags, &placed.base_name), (expected.flags, &expected.base_name), "{name}");
+
+        let placed = stored(place_byte_range_locks(&[], &image));
+        assert_eq!(BrlockEntry::encode_all(LAYOUT, &placed), lost.value(Database::Brlock), "{name}");
+
+        if let Some(lease) = image.lease() {
+            let placed = stored(place_lease(None, lease));
+            assert_eq!(placed.encode(LAYOUT), lost.value(Database::Leases), "{name}");
+        }
+    }
+}
+
+#[test]
+fn placing_twice_is_placing_once() {
+    let image = Situation::load("rwh_v2_locks").image();
+    let stat = &image.cookie().stat;
+    let open = stored(place_open_global(None, &image, NtTime(1), stat).unwrap());
+    assert_eq!(place_open_global(Some(&open), &image, NtTime(2), stat), Ok(Edit::Keep));
+    let record = stored(place_entry(None, &image).unwrap());
+    assert_eq!(place_entry(Some(record), &image), Ok(Edit::Keep));
+    let locks = stored(place_byte_range_locks(&[], &image));
+    assert_eq!(place_byte_range_locks(&locks, &image), Edit::Keep);
+    let lease = image.lease().unwrap();
+    assert_eq!(place_lease(Some(lease.clone()), lease), Edit::Keep);
+}
+
+#[test]
+fn live_record_under_the_same_id_is_never_overwritten() {
+    let situation = Situation::load("rwh_v2_locks");
+    let image = situation.image();
+    let local = OpenGlobal::decode(LAYOUT, situation.value(Database::OpenGlobal)).unwrap();
+    let error = place_open_global(Some(&local), &image, NtTime(1), &image.cookie().stat).unwrap_err();
+    assert_eq!(error, MaterialiseError::Conflict { id: image.durable_file_id(), holder: local.server_id });
+}
+
+#[test]
+fn disconnected_record_of_another_open_under_the_same_id_is_never_overwritten() {
+    let situation = Situation::load("rwh_v2_locks");
+    let image = situation.image();
+    let mut local = OpenGlobal::decode(LAYOUT, situation.value(Database::OpenGlobal)).unwrap();
+    local.server_id = ServerId::DISCONNECTED;
+    local.create_guid.0[0] ^= 1;
+    let error = place_open_global(Some(&local), &image, NtTime(1), &image.cookie().stat).unwrap_err();
+    assert!(matches!(error, MaterialiseError::Conflict { .. }), "{error}");
+}
+
+#[test]
+fn renamed_file_is_opened_by_its_new_name() {
+    let situation = Situation::load("rwh_v2_locks");
+    let mut image = situation.image();
+    let mut record = locking(&situation);
+    let modes = record.lock.as_mut().unwrap().share_modes.as_mut().unwrap();
+    modes.data.as_mut().unwrap().base_name = Some("renamed.docx".to_owned());
+    image.update_locking(Some(&record.encode(LAYOUT))).unwrap();
+    let open = stored(place_open_global(None, &image, NtTime(1), &image.cookie().stat).unwrap());
+    assert_eq!(open.backend_cookie.unwrap().base_name, "renamed.docx");
+}
+
+#[test]
+fn orphans_of_one_file_share_its_records_and_leave_it_one_by_one() {
+    let [one, other] = two_images();
+    let record = stored(place_entry(None, &one).unwrap());
+    let both = stored(place_entry(Some(record.clone()), &other).unwrap());
+    let entries = &both.share_modes().unwrap().entries;
+    let ids: Vec<_> = entries.iter().map(|entry| entry.share_file_id).collect();
+    assert!(ids.is_sorted_by(|one, other| one > other), "smbd searches them in descending order: {ids:?}");
+    assert_ne!(both.lock.as_ref().unwrap().data_epoch, record.lock.as_ref().unwrap().data_epoch);
+
+    let locks = stored(place_byte_range_locks(&[], &one));
+    let locks = stored(place_byte_range_locks(&locks, &other));
+    assert_eq!(locks.len(), 2);
+
+    // The lease stays while one of them has it.
+    let file = one.file();
+    let removal = remove_entry(Some(both), one.durable_file_id(), file).unwrap();
+    assert_eq!(removal.unused_lease, None);
+    let rest = stored(removal.edit);
+    assert!(rest.has_disconnected(other.durable_file_id()) && !rest.has_disconnected(one.durable_file_id()));
+    let removal = remove_entry(Some(rest), other.durable_file_id(), file).unwrap();
+    assert_eq!(removal, EntryRemoval { edit: Edit::Delete, unused_lease: other.entry().lease() });
+    assert_eq!(remove_lease_file(other.lease().cloned(), file), Edit::Delete);
+
+    let locks = stored(remove_byte_range_locks(&locks, one.durable_file_id()));
+    assert_eq!(remove_byte_range_locks(&locks, other.durable_file_id()), Edit::Delete);
+}
+
+/// Flags of all opens together: the most access, the least sharing, the most caching.
+#[test]
+fn flags_are_summed_up_over_all_opens() {
+    let image = Situation::load("rwh_v2_locks").image();
+    let local = locking(&Situation::load("batch_v2"));
+    let before = local.share_modes().unwrap().data.clone().unwrap();
+    assert_eq!(before.flags & ShareModeData::SHARE_WRITE, 0);
+    let placed = stored(place_entry(Some(local), &image).unwrap());
+    let after = placed.share_modes().unwrap().data.clone().unwrap();
+    assert_eq!(
+        after.flags & (ShareModeData::SHARE_READ | ShareModeData::SHARE_WRITE),
+        ShareModeData::SHARE_READ
+    );
+    assert_ne!(after.unique_content_epoch, before.unique_content_epoch);
+    assert_eq!(after.base_name, before.base_name);
+}
+
+#[test]
+fn entries_of_others_are_left_alone() {
+    let image = Situation::load("rwh_v2_locks").image();
+    let local = locking(&Situation::load("batch_v2"));
+    let others = local.share_modes().unwrap().entries.clone();
+    let placed = stored(place_entry(Some(local), &image).unwrap());
+    let removal = remove_entry(Some(placed), image.durable_file_id(), image.file()).unwrap();
+    assert_eq!(stored(removal.edit).share_modes().unwrap().entries, others);
+}
+
+#[test]
+fn record_that_is_being_changed_is_not_touched() {
+    let image = Situation::load("rwh_v2_locks").image();
+    let busy = Situation::load("stores_of_a_create");
+    let busy = LockingRecord::decode(LAYOUT, busy.values(Database::Locking).next().unwrap()).unwrap();
+    let error = place_entry(Some(busy.clone()), &image).unwrap_err();
+    assert_eq!(error, MaterialiseError::Locked { file: image.file(), holder: busy.lock_holder().unwrap() });
+
+    let mut abandoned = busy;
+    abandoned.release_dead_holders(|_| false);
+    assert!(place_entry(Some(abandoned), &image).is_ok());
+}
+
+#[test]
+fn record_that_is_watched_is_not_deleted() {
+    let image = Situation::load("rwh_v2_locks").image();
+    let mut record = stored(place_entry(None, &image).unwrap());
+    let watched = Situation::load("stores_of_a_lease_break");
+    let watched =
+        watched.values(Database::Locking).map(|value| LockingRecord::decode(LAYOUT, value).unwrap());
+    record.watchers = watched.map(|record| record.watchers).find(|watchers| !watchers.is_empty()).unwrap();
+    let removal = remove_entry(Some(record), image.durable_file_id(), image.file()).unwrap();
+    assert!(stored(removal.edit).share_modes().is_none());
+}
+
+#[test]
+fn claimed_open_is_not_removed() {
+    let situation = Situation::load("rwh_v2_locks_reclaimed");
+    let local = OpenGlobal::decode(LAYOUT, situation.value(Database::OpenGlobal)).unwrap();
+    assert_eq!(remove_open_global(Some(&local)), (Edit::Keep, Removed::Claimed));
+    assert_eq!(remove_open_global(None), (Edit::Keep, Removed::Absent));
+    let situation = Situation::load("rwh_v2_locks_disconnected");
+    let local = OpenGlobal::decode(LAYOUT, situation.value(Database::OpenGlobal)).unwrap();
+    assert_eq!(remove_open_global(Some(&local)), (Edit::Delete, Removed::Removed));
+
+    // Its entry and its locks are a process's, so they are not found.
+    let image = Situation::load("rwh_v2_locks_reclaimed").image();
+    let record = locking(&Situation::load("rwh_v2_locks_reclaimed"));
+    let removal = remove_entry(Some(record), image.durable_file_id(), image.file()).unwrap();
+    assert_eq!(removal, EntryRemoval { edit: Edit::Keep, unused_lease: None });
+    let locks = image.byte_range_locks();
+    assert_eq!(remove_byte_range_locks(locks, image.durable_file_id()), Edit::Keep);
+}
+
+/// A lease that is there already may have been broken since, and stays as it is.
+#[test]
+fn lease_of_this_node_is_not_overwritten() {
+    let image = Situation::load("rwh_v2_locks").image();
+    let orphan = image.lease().unwrap();
+    let mut local = orphan.clone();
+    local.current_state = LeaseState(LeaseState::READ);
+    assert_eq!(place_lease(Some(local.clone()), orphan), Edit::Keep);
+    local.files[0].file.inode += 1;
+    let placed = stored(place_lease(Some(local), orphan));
+    assert_eq!((placed.current_state, placed.files.len()), (LeaseState(LeaseState::READ), 2));
+    assert_eq!(stored(remove_lease_file(Some(placed), image.file())).files.len(), 1);
+}
