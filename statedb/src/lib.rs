@@ -11,14 +11,17 @@
 //!
 //! ```text
 //! index  proposed_at  command
-//!     2         1 s   register-node 1 instance=a1…        incarnation 1 of node 1 is up
-//!     3         2 s   serve-share 1.1#1 data              node 1 alone serves the share
-//!     4         3 s   grant 1.1#2 open=7 lease=RWH …      the client may now be told
+//!     1         1 s   register-node 1 instance=a1…        incarnation 1 of node 1 is up, and counts from 4096
+//!     2         1 s   register-node 2 instance=b1…        incarnation 1 of node 2 is up, and counts from 8192
+//!     3         2 s   serve-share 1.1#4096 share=data     node 1 alone serves the share
+//!     4         3 s   grant 1.1#4097 open=7 oplock=RWH    the client may now be told
 //!     5        10 s   node-down 1.1                       open 7 waits for its client until 70 s
-//!     6        10 s   serve-share 2.1#1 data              node 2 takes the share over
-//!     7        11 s   reclaim 2.1#2 open=7                node 2 owns the open
-//!     8        12 s   update 1.1#3 open=7                 refused: incarnation 1.1 is fenced
+//!     6        10 s   serve-share 2.1#8192 share=data     node 2 takes the share over
+//!     7        11 s   reclaim 2.1#8193 open=7             node 2 owns the open
+//!     8        12 s   update 1.1#4098 open=7              refused: 1.1 was declared down
 //! ```
+//!
+//! `testscripts/worked_log` runs it.
 //!
 //! # What must stay true
 //!

@@ -15,6 +15,7 @@
 //! reclaim OWNER open=ID [create_guid=NAME]
 //! serve-share|release-share OWNER share=NAME
 //! show                                      all nodes, shares and opens
+//! blank                                     an entry of Raft's own
 //!
 //! OWNER        n1, the newest incarnation of node 1, or n1.2, its second one
 //! DESCRIPTION  create_guid= client_guid= user= share= file= oplock= oplock_state= durability= timeout= locks= bytes=
@@ -100,6 +101,7 @@ impl goldenscript::Runner for Runner {
         let output = match step.name.as_str() {
             "limits" => self.set_limits(&mut args)?,
             "show" => self.show()?,
+            "blank" => self.skip(),
             _ => {
                 self.at = take(&mut args, "at", length)?.map_or(self.at, |at| Timestamp(at.0));
                 self.term = take(&mut args, "term", number)?.unwrap_or(self.term);
@@ -138,6 +140,13 @@ impl Runner {
         });
         self.restored = self.state.clone();
         Ok(String::new())
+    }
+
+    fn skip(&mut self) -> String {
+        let log_id = common::next_log_id(&self.state, self.term);
+        self.state.skip(log_id);
+        self.restored.skip(log_id);
+        String::new()
     }
 
     fn command(&mut self, name: &str, args: &mut ArgumentConsumer) -> Result<Command> {
