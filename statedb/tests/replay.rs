@@ -1,13 +1,15 @@
 //! Random commands: replicas stay equal, nothing contradicts itself, and no open ever has two owners.
 //!
-//! Goal: whatever the log says, every replica reaches the same state and gives the same answers, also one that was
-//! restored from a snapshot in between; who follows the changes it is told misses none; and what proposers were told is consistent with promise and protocol.
-//! Method: commands over a world that is small enough for them to meet (three nodes, six ids, two shares), three
-//! replicas of which one is restored at random points, the invariants after every command, and beside the state an
-//! independent reference that looks at commands and answers alone.
+//! Goal: whatever the log says, every replica reaches the same state and gives the same answers, also one
+//! that was restored from a snapshot in between; who follows the changes it is told misses none; and what
+//! proposers were told is consistent with promise and protocol.
 //!
-//! Each run tries 256 logs. `HOLDFAST_PROPTEST_CASES=100000 cargo test --release -p holdfast-statedb --test
-//! replay` is the long form.
+//! Method: commands over a world that is small enough for them to meet (three nodes, six ids, two shares),
+//! three replicas of which one is restored at random points, the invariants after every command, and beside
+//! the state an independent reference that looks at commands and answers alone.
+//!
+//! Each run tries 256 logs. The long form:
+//! `HOLDFAST_PROPTEST_CASES=100000 cargo test --release -p holdfast-statedb --test replay`.
 
 mod common;
 
@@ -61,8 +63,8 @@ enum Action {
     Ask {
         node: NodeId,
         incarnations_ago: u64,
-        /// Whether it is asked by who has the open, if anybody has, and a reclaim is of an open that waits, if one
-        /// does. Random requests alone seldom meet what they are about.
+        /// Whether it is asked by who has the open, if anybody has, and a reclaim is of an open that waits,
+        /// if one does. Random requests alone seldom meet what they are about.
         is_apt: bool,
         /// How many of the newest answers the proposer has not seen yet.
         unseen: u64,
@@ -184,11 +186,20 @@ fn oplock() -> impl Strategy<Value = Oplock> {
             version: LeaseVersion::V2,
         })
     };
-    prop_oneof![4 => Just(Oplock::Batch), 4 => Just(lease(7)), 1 => (0..8_u32).prop_map(lease), 1 => Just(Oplock::None)]
+    prop_oneof![
+        4 => Just(Oplock::Batch),
+        4 => Just(lease(7)),
+        1 => (0..8_u32).prop_map(lease),
+        1 => Just(Oplock::None),
+    ]
 }
 
 fn durability() -> impl Strategy<Value = Durability> {
-    prop_oneof![6 => Just(Durability::DurableV2), 1 => Just(Durability::DurableV1), 1 => Just(Durability::Persistent)]
+    prop_oneof![
+        6 => Just(Durability::DurableV2),
+        1 => Just(Durability::DurableV1),
+        1 => Just(Durability::Persistent),
+    ]
 }
 
 /// Turns actions into commands. Sequences are counted here, so that most requests are new ones.
@@ -275,8 +286,8 @@ fn apt(owner: Owner, request: Request, state: &State) -> (Owner, Request) {
 
 /// Never two owners: what must be true of the answers, whatever made them.
 ///
-/// It knows nothing of shares, deadlines or oplocks; only who was told to own what, who was told to be no more, and
-/// what was answered before.
+/// It knows nothing of shares, deadlines or oplocks; only who was told to own what, who was told to be no
+/// more, and what was answered before.
 #[derive(Default)]
 struct Reference {
     owners: BTreeMap<DurableFileId, Owner>,
@@ -482,8 +493,12 @@ fn cases() -> u32 {
 }
 
 proptest! {
-    // A failure prints the log that caused it; one that is fixed becomes a script, not a file of seeds.
-    #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: cases(),
+        // A failure prints the log that caused it; one that is fixed becomes a script, not a file of seeds.
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn replicas_stay_equal_and_no_open_has_two_owners(steps in steps()) {
@@ -491,8 +506,8 @@ proptest! {
     }
 }
 
-/// The property would hold of a state that refuses everything. This one does not: random logs reach every kind of
-/// answer that they are meant to try.
+/// The property would hold of a state that refuses everything. This one does not: random logs reach every
+/// kind of answer that they are meant to try.
 #[test]
 fn random_logs_reach_every_answer() {
     use proptest::strategy::ValueTree;

@@ -1,8 +1,8 @@
 //! Golden scripts: each file in `testscripts` tells a scenario, with what every command answered and changed.
 //!
-//! `UPDATE_GOLDENFILES=1 cargo test -p holdfast-statedb --test scripts` rewrites the expected half; review reads
-//! the difference. After every command the invariants are checked, and a second replica that is replaced
-//! by a restored snapshot of itself each time must still be equal.
+//! `UPDATE_GOLDENFILES=1 cargo test -p holdfast-statedb --test scripts` rewrites the expected half; review
+//! reads the difference. After every command the invariants are checked, and a second replica that is
+//! replaced by a restored snapshot of itself each time must still be equal.
 //!
 //! ```text
 //! limits [opens=N] [open_bytes=N] [timeout=T] [shares=N] [outstanding=N]      before anything else
@@ -18,9 +18,10 @@
 //! blank                                     an entry of Raft's own
 //!
 //! OWNER        n1, the newest incarnation of node 1, or n1.2, its second one
-//! DESCRIPTION  create_guid= client_guid= user= share= file= oplock= oplock_state= durability= timeout= locks= bytes=
+//! DESCRIPTION  create_guid= client_guid= user= share= file= oplock= oplock_state= durability= timeout=
+//!              locks=N, bytes=N of image
 //! any command  at=T, when it was proposed (else when the one before it was); term=N
-//! a request    sequence=N (else the next), first_outstanding=N (else its own sequence: all others are answered)
+//! a request    sequence=N (else the next), first_outstanding=N (else its own: all before it are answered)
 //! ```
 
 mod common;

@@ -111,6 +111,22 @@ impl OpenDescription {
             }
         }
     }
+
+    /// Whether both describe the same open, if in different moments.
+    fn is_same_open(&self, other: &Self) -> bool {
+        self.durable_file_id == other.durable_file_id
+            && self.create_guid == other.create_guid
+            && self.durable_owner == other.durable_owner
+            && self.share == other.share
+            && self.file == other.file
+    }
+
+    /// How many bytes the parts of variable length take.
+    fn variable_bytes(&self) -> u64 {
+        let locks = size_of_val(self.byte_range_locks.as_slice());
+        let names = self.durable_owner.0.len() + self.share.as_str().len() + self.path.len();
+        (names + locks + self.lock_sequence_array.len() + self.image.len()) as u64
+    }
 }
 
 /// Who holds the open now.
@@ -180,24 +196,6 @@ impl Open {
             OpenState::Connected { owner } => Some(owner),
             OpenState::Disconnected { .. } => None,
         }
-    }
-}
-
-impl OpenDescription {
-    /// Whether both describe the same open, if in different moments.
-    fn is_same_open(&self, other: &Self) -> bool {
-        self.durable_file_id == other.durable_file_id
-            && self.create_guid == other.create_guid
-            && self.durable_owner == other.durable_owner
-            && self.share == other.share
-            && self.file == other.file
-    }
-
-    /// How many bytes the parts of variable length take.
-    fn variable_bytes(&self) -> u64 {
-        let locks = size_of_val(self.byte_range_locks.as_slice());
-        let names = self.durable_owner.0.len() + self.share.as_str().len() + self.path.len();
-        (names + locks + self.lock_sequence_array.len() + self.image.len()) as u64
     }
 }
 

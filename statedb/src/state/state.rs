@@ -94,7 +94,8 @@ impl State {
         decided.unwrap_or_else(Outcome::Rejected)
     }
 
-    /// Counts an entry that changes nothing here (a blank or a membership entry), so that `applied` has no holes.
+    /// Counts an entry that changes nothing here (a blank or a membership entry), so that `applied` has no
+    /// holes.
     ///
     /// # Panics
     ///
