@@ -10,16 +10,17 @@
 //!     12     …  payload     the variant's fields in the order of their declaration
 //! ```
 //!
-//! Integers are little endian. A byte string is a u32 length and the bytes; a list is a u32 count and the items;
-//! an optional byte string is a u8 (0 absent, 1 present) and, if present, the string.
+//! Integers are little endian. A byte string is a u32 length and the bytes; a list is a u32 count and the
+//! items; an optional byte string is a u8 (0 absent, 1 present) and, if present, the string.
 //!
 //! # The conversation
 //!
-//! A connection begins with [`Request::Hello`], answered by [`Reply::Welcome`] or a refusal. After that a process
-//! has at most one request outstanding. [`Reply::Need`] is not a final answer: the process sends the records
-//! ([`Request::Records`]) under the same request id and goes on waiting. After a lost connection the process says
-//! Hello again and repeats its outstanding request, so the sidecar may see a request whose first copy has been
-//! acted on already. A new request id supersedes the outstanding one: the process has given that up.
+//! A connection begins with [`Request::Hello`], answered by [`Reply::Welcome`] or a refusal. After that a
+//! process has at most one request outstanding. [`Reply::Need`] is not a final answer: the process sends the
+//! records ([`Request::Records`]) under the same request id and goes on waiting. After a lost connection the
+//! process says Hello again and repeats its outstanding request, so the sidecar may see a request whose first
+//! copy has been acted on already. A new request id supersedes the outstanding one: the process has given
+//! that up.
 
 use crate::tdb::{Database, TdbError};
 
@@ -30,8 +31,9 @@ pub const PROTOCOL: u16 = 1;
 pub const HEADER_LEN: usize = 12;
 
 /// The largest frame. The largest records are those of a file that is open very often: a `locking.tdb` record
-/// takes 132 bytes for each open of the file, so 1 MiB holds 7900 opens of one file, and a `brlock.tdb` record
-/// takes 72 bytes for each lock, so it holds 14,500 locks. What does not fit is refused before it is stored.
+/// takes 132 bytes for each open of the file, so 1 MiB holds 7900 opens of one file, and a `brlock.tdb`
+/// record takes 72 bytes for each lock, so it holds 14,500 locks. What does not fit is refused before it is
+/// stored.
 pub const MAX_FRAME: usize = 1 << 20;
 
 /// A record that the sidecar asks for.
@@ -61,8 +63,8 @@ pub enum Request {
     Hello {
         /// [`PROTOCOL`] of the shim.
         protocol: u16,
-        /// One start of the SMB service: random bytes drawn by the process that opened the databases first, and
-        /// inherited by all it forks. They prove a reconnect, whatever user the process runs as by then.
+        /// One start of the SMB service: random bytes drawn by the process that opened the databases first,
+        /// and inherited by all it forks. They prove a reconnect, whatever user the process runs as by then.
         instance: [u8; 16],
         /// The process that drew `instance`.
         main_pid: u32,
@@ -90,8 +92,8 @@ pub enum Request {
         /// The records as they are now.
         records: Vec<Record>,
     },
-    /// The records of [`Reply::Need`] cannot be had. The process has refused the store to `smbd` with this error,
-    /// and expects no answer.
+    /// The records of [`Reply::Need`] cannot be had. The process has refused the store to `smbd` with this
+    /// error, and expects no answer.
     Abandon {
         /// What `smbd` was told.
         tdb_error: TdbError,
@@ -115,7 +117,8 @@ pub enum Reply {
         /// Which ones.
         keys: Vec<RecordKey>,
     },
-    /// This instance was superseded: the process must end at once, without storing or answering anything more.
+    /// This instance was superseded: the process must end at once, without storing or answering anything
+    /// more.
     Fence,
 }
 
@@ -350,8 +353,8 @@ impl Reply {
 
 /// Cuts the byte stream of a connection into frames.
 ///
-/// Bounded: a header that announces an impossible length is refused as soon as it is there, so the buffer never
-/// holds more than [`MAX_FRAME`] bytes and what one `push` brought.
+/// Bounded: a header that announces an impossible length is refused as soon as it is there, so the buffer
+/// never holds more than [`MAX_FRAME`] bytes and what one `push` brought.
 #[derive(Debug, Default)]
 pub struct FrameBuffer {
     bytes: Vec<u8>,

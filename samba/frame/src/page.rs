@@ -1,23 +1,23 @@
 //! The shared page: what every `smbd` process may know without asking.
 //!
-//! A file of fixed size in the run directory. The sidecar writes it ([`PageWriter`]); every `smbd` process maps
-//! it read-only ([`PageReader`]) and reads it with single atomic loads, in the middle of its database calls and in
-//! a signal handler.
+//! A file of fixed size in the run directory. The sidecar writes it ([`PageWriter`]); every `smbd` process
+//! maps it read-only ([`PageReader`]) and reads it with single atomic loads, in the middle of its database
+//! calls and in a signal handler.
 //!
 //! ```text
 //!  offset     size  field                        meaning
 //!       0        8  magic                        "HOLDFAST", as a little-endian number
 //!       8        4  layout_version               LAYOUT_VERSION
 //!      12        4  page_len                     PAGE_LEN
-//!      16        8  instance_tag                 first 8 bytes of the registered instance, little endian; 0 none
-//!      24        8  lease_deadline_ns            CLOCK_MONOTONIC instant at which this node must stop; 0 none
+//!      16        8  instance_tag                 first 8 bytes of the bound instance; 0 none
+//!      24        8  lease_deadline_ns            when this node must stop (CLOCK_MONOTONIC)
 //!      32        8  fence_tick_ns                how often a process looks at the two fields above
 //!      40        4  open_global_durable_min_len  an open_global value of this length or more may be durable
 //!      44        4  node_slot                    0 ..= 7: this node draws ids ≡ slot (mod 8); 0xFF none
 //!      48        4  in_use_version               odd while in_use_record is being changed
 //!      52        4  in_use_len                   bytes used of in_use_record
 //!      56        8  (zero)
-//!      64     1024  in_use_record                an open_global value that Samba's allocator takes for "in use"
+//!      64     1024  in_use_record                an open_global value that Samba takes for "in use"
 //!    1088     3008  (zero)
 //!    4096   131072  ids                          2^20 bits; bit (id mod 2^20) per tracked persistent id
 //!  135168    32768  files                        2^18 bits; bit (key_hash mod 2^18) per tracked file id
@@ -27,18 +27,19 @@
 //!
 //! # What must stay true
 //!
-//! - *A bit that is set may be wrong, one that is clear may not.* A set bit costs one needless question; a clear
-//!   bit for a tracked key would let a change pass unseen. So bits are set before the thing they stand for is
-//!   acknowledged, and [`PageWriter::replace_all`] sets the new ones before it clears the stale ones.
+//! - *A bit that is set may be wrong, one that is clear may not.* A set bit costs one needless question; a
+//!   clear bit for a tracked key would let a change pass unseen. So bits are set before the thing they stand
+//!   for is acknowledged, and [`PageWriter::replace_all`] sets the new ones before it clears the stale ones.
 //! - The file is never truncated and never shrinks: a process that has it mapped would die of it. A file with
 //!   another layout is replaced by a new file under the same name; processes that mapped the old one see no
 //!   lease extended any more and end at their deadline ([`PageReader::is_current`] lets them notice earlier).
 //! - `lease_deadline_ns` is never read as another instance's: it changes hands while `instance_tag` is 0
 //!   ([`PageWriter::bind`], [`PageReader::serving_until`]).
 //!
-//! Bits are read and written with sequentially consistent operations. The sidecar sets a bit and then answers a
-//! request over the socket; a process that hears of the answer by any path must also see the bit, and the strongest
-//! ordering makes that hold without an argument about which path it was. On the reading side it is a plain load.
+//! Bits are read and written with sequentially consistent operations. The sidecar sets a bit and then answers
+//! a request over the socket; a process that hears of the answer by any path must also see the bit, and the
+//! strongest ordering makes that hold without an argument about which path it was. On the reading side it is
+//! a plain load.
 
 #![expect(unsafe_code, reason = "the page is a file mapped into memory")]
 
@@ -57,8 +58,8 @@ pub const LAYOUT_VERSION: u32 = 1;
 /// The length of the file.
 pub const PAGE_LEN: usize = mem::size_of::<Layout>();
 
-/// The longest record that [`PageWriter::set_allocator`] takes. An `open_global` record that is not durable has
-/// about 260 bytes in all Samba versions looked at.
+/// The longest record that [`PageWriter::set_allocator`] takes. An `open_global` record that is not durable
+/// has about 260 bytes in all Samba versions looked at.
 pub const IN_USE_RECORD_MAX: usize = 1024;
 
 /// How many nodes share the persistent ids between them.
@@ -67,8 +68,8 @@ pub const NODE_SLOTS: u32 = 8;
 const MAGIC: u64 = u64::from_le_bytes(*b"HOLDFAST");
 const NO_SLOT: u32 = 0xFF;
 
-// 2^20 bits for ids: with 100,000 tracked opens one in ten untracked ids asks needlessly. Files and leases are
-// fewer and their stores rarer, hence 2^18.
+// 2^20 bits for ids: with 100,000 tracked opens one in ten untracked ids asks needlessly. Files and leases
+// are fewer and their stores rarer, hence 2^18.
 const ID_BITS: usize = 1 << 20;
 const KEY_BITS: usize = 1 << 18;
 
@@ -134,14 +135,22 @@ impl NodeSlot {
     }
 }
 
+/// Now on the clock of the lease, `CLOCK_MONOTONIC`, which is the same for all processes of a machine.
+pub fn now_ns() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is writable. This clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
+    now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
+}
+
 /// The tag of an instance in the page. Never 0, which stands for "none".
 fn instance_tag(instance: &[u8; 16]) -> u64 {
     let [a, b, c, d, e, f, g, h, ..] = *instance;
     u64::from_le_bytes([a, b, c, d, e, f, g, h]).max(1)
 }
 
-/// The hash that chooses the bit of a file id or lease key: 64-bit FNV-1a. Both sides compute it, so it is part of
-/// the layout. A client that chooses colliding lease keys only makes its own stores ask once more.
+/// The hash that chooses the bit of a file id or lease key: 64-bit FNV-1a. Both sides compute it, so it is
+/// part of the layout. A client that chooses colliding lease keys only makes its own stores ask once more.
 pub fn key_hash(key: &[u8]) -> u64 {
     const OFFSET_BASIS: u64 = 0xcbf2_9ce4_8422_2325;
     const PRIME: u64 = 0x0000_0100_0000_01b3;
@@ -214,8 +223,8 @@ pub struct PageWriter {
 }
 
 impl PageWriter {
-    /// Opens the page, or makes one if there is none with this layout. What a former sidecar left in it stays:
-    /// processes may be living by it. Its bits stay set until [`Self::replace_all`].
+    /// Opens the page, or makes one if there is none with this layout. What a former sidecar left in it
+    /// stays: processes may be living by it. Its bits stay set until [`Self::replace_all`].
     ///
     /// # Errors
     ///
@@ -235,8 +244,8 @@ impl PageWriter {
         Ok(Self { mapping, ids: KeyBits::default(), files: KeyBits::default(), leases: KeyBits::default() })
     }
 
-    /// Makes a new page under a name of its own and then gives it its name, so that nobody maps half a page and a
-    /// page in use is never written over.
+    /// Makes a new page under a name of its own and then gives it its name, so that nobody maps half a page
+    /// and a page in use is never written over.
     fn create(path: &Path) -> Result<Mapping, PageError> {
         let failed = |operation| move |source| PageError::Io { operation, path: path.to_owned(), source };
         let mut new_path = path.as_os_str().to_owned();
@@ -258,8 +267,8 @@ impl PageWriter {
         Mapping::open(&c_path(path)?, libc::O_RDWR).map_err(failed("map"))
     }
 
-    /// Makes `instance` the one that may serve, until `lease_deadline_ns` (`CLOCK_MONOTONIC`). Processes of any other
-    /// instance end at their next tick.
+    /// Makes `instance` the one that may serve, until `lease_deadline_ns` (`CLOCK_MONOTONIC`). Processes of
+    /// any other instance end at their next tick.
     pub fn bind(&mut self, instance: &[u8; 16], lease_deadline_ns: u64) {
         let tag = instance_tag(instance);
         if self.mapping.layout().instance_tag.load(Ordering::SeqCst) != tag {
@@ -280,10 +289,10 @@ impl PageWriter {
         self.mapping.layout().lease_deadline_ns.store(lease_deadline_ns, Ordering::SeqCst);
     }
 
-    /// Gives this node its share of the persistent ids. `in_use_record` is the value that the shim shows Samba's
-    /// allocator for an id that is not to be drawn here; it must decode in the Samba that runs here, as the record of
-    /// an open that is in use. (A value that does not decode is worse than none: Samba 4.17 dereferences a null
-    /// pointer when a client asks for such an id.)
+    /// Gives this node its share of the persistent ids. `in_use_record` is the value that the shim shows
+    /// Samba's allocator for an id that is not to be drawn here; it must decode in the Samba that runs here,
+    /// as the record of an open that is in use. (A value that does not decode is worse than none: Samba 4.17
+    /// dereferences a null pointer when a client asks for such an id.)
     ///
     /// # Errors
     ///
@@ -294,8 +303,8 @@ impl PageWriter {
             return Err(PageError::InUseRecord { length });
         }
         let layout = self.mapping.layout();
-        // A sequence lock: readers retry while the version is odd or has changed. The version may have been left odd
-        // by a sidecar that died in here.
+        // A sequence lock: readers retry while the version is odd or has changed. The version may have been
+        // left odd by a sidecar that died in here.
         let version = layout.in_use_version.load(Ordering::Relaxed) | 1;
         layout.in_use_version.store(version, Ordering::Relaxed);
         fence(Ordering::Release);
@@ -310,8 +319,8 @@ impl PageWriter {
         Ok(())
     }
 
-    /// Tracks a persistent id: its stores and deletes are asked about, and it is never drawn here. A second call with
-    /// the same id changes nothing.
+    /// Tracks a persistent id: its stores and deletes are asked about, and it is never drawn here. A second
+    /// call with the same id changes nothing.
     pub fn set_id(&mut self, persistent_id: u32) {
         self.ids.insert(&self.mapping.layout().ids, persistent_id, id_bit(persistent_id));
     }
@@ -341,8 +350,8 @@ impl PageWriter {
         self.leases.remove(&self.mapping.layout().leases, lease, key_bit(lease));
     }
 
-    /// Tracks exactly these keys, whatever was tracked before, by this sidecar or by one before it. A key that is
-    /// tracked before and after is tracked all the time.
+    /// Tracks exactly these keys, whatever was tracked before, by this sidecar or by one before it. A key
+    /// that is tracked before and after is tracked all the time.
     pub fn replace_all(
         &mut self,
         ids: impl IntoIterator<Item = u32>,
@@ -411,8 +420,8 @@ impl<K: Hash + Eq> KeyBits<K> {
     }
 }
 
-/// The side of a `smbd` process. Allocates nothing and takes no lock: it may be used, opened included, in a signal
-/// handler.
+/// The side of a `smbd` process. Allocates nothing and takes no lock: it may be used, opened included, in a
+/// signal handler.
 #[derive(Debug)]
 pub struct PageReader {
     mapping: Mapping,
@@ -441,8 +450,8 @@ impl PageReader {
     pub fn serving_until(&self, instance: &[u8; 16]) -> Option<u64> {
         let layout = self.mapping.layout();
         let bound = || layout.instance_tag.load(Ordering::SeqCst) == instance_tag(instance);
-        // The tag before the deadline: it was written after it, so the deadline is not an older one. And again
-        // after it: a deadline for another instance is written when the tag is gone already.
+        // The tag before the deadline: it was written after it, so the deadline is not an older one. And
+        // again after it: a deadline for another instance is written when the tag is gone already.
         let before = bound();
         let lease_deadline_ns = layout.lease_deadline_ns.load(Ordering::SeqCst);
         (before && bound()).then_some(lease_deadline_ns)
@@ -464,8 +473,8 @@ impl PageReader {
         u8::try_from(slot).ok().and_then(NodeSlot::new)
     }
 
-    /// Copies the record that stands for "this id is in use" and returns its length; `None` when there is none yet, or
-    /// when it is just being changed.
+    /// Copies the record that stands for "this id is in use" and returns its length; `None` when there is
+    /// none yet, or when it is just being changed.
     pub fn in_use_record(&self, copy: &mut [u8; IN_USE_RECORD_MAX]) -> Option<usize> {
         let layout = self.mapping.layout();
         let version = layout.in_use_version.load(Ordering::Acquire);
@@ -556,9 +565,9 @@ impl Mapping {
     }
 
     fn layout(&self) -> &Layout {
-        // SAFETY: the mapping is PAGE_LEN = size_of::<Layout>() bytes long, page-aligned, lives as long as `self`,
-        // and every field that anybody reads is atomic, so that the other process's writes are no data race. A
-        // reader only loads, which is allowed on a read-only mapping.
+        // SAFETY: the mapping is PAGE_LEN = size_of::<Layout>() bytes long, page-aligned, lives as long as
+        // `self`, and every field that anybody reads is atomic, so that the other process's writes are no
+        // data race. A reader only loads, which is allowed on a read-only mapping.
         unsafe { self.layout.as_ref() }
     }
 }
@@ -576,18 +585,15 @@ mod tests {
 
     const LIMITS: Limits = Limits { fence_tick_ns: 50_000_000, open_global_durable_min_len: 400 };
 
-    /// A directory of its own per test, removed when the test ends.
-    struct TestDir(PathBuf);
+    struct TestDir(tempfile::TempDir);
 
     impl TestDir {
-        fn new(test: &str) -> Self {
-            let path = std::env::temp_dir().join(format!("holdfast-page-{}-{test}", std::process::id()));
-            std::fs::create_dir_all(&path).expect("temporary directory");
-            Self(path)
+        fn new() -> Self {
+            Self(tempfile::tempdir().expect("temporary directory"))
         }
 
         fn page(&self) -> PathBuf {
-            self.0.join(crate::PAGE_FILE)
+            self.0.path().join(crate::PAGE_FILE)
         }
 
         fn writer(&self) -> PageWriter {
@@ -599,15 +605,9 @@ mod tests {
         }
     }
 
-    impl Drop for TestDir {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.0);
-        }
-    }
-
     #[test]
     fn a_new_page_grants_nothing() {
-        let dir = TestDir::new("new");
+        let dir = TestDir::new();
         let _writer = dir.writer();
         let reader = dir.reader();
         assert_eq!(reader.serving_until(&[0; 16]), None);
@@ -620,7 +620,7 @@ mod tests {
 
     #[test]
     fn one_instance_at_a_time_may_serve() {
-        let dir = TestDir::new("fields");
+        let dir = TestDir::new();
         let mut writer = dir.writer();
         let reader = dir.reader();
         let (first, second) = ([1; 16], [2; 16]);
@@ -636,7 +636,7 @@ mod tests {
 
     #[test]
     fn the_allocator_record_is_copied_whole() {
-        let dir = TestDir::new("allocator");
+        let dir = TestDir::new();
         let mut writer = dir.writer();
         let reader = dir.reader();
         let mut copy = [0; IN_USE_RECORD_MAX];
@@ -665,7 +665,7 @@ mod tests {
 
     #[test]
     fn a_bit_is_cleared_when_the_last_of_its_keys_goes() {
-        let dir = TestDir::new("shared-bit");
+        let dir = TestDir::new();
         let mut writer = dir.writer();
         let reader = dir.reader();
         let (first, second) = (17, 17 + ID_BITS as u32);
@@ -681,7 +681,7 @@ mod tests {
 
     #[test]
     fn files_and_leases_are_tracked_by_their_keys() {
-        let dir = TestDir::new("keys");
+        let dir = TestDir::new();
         let mut writer = dir.writer();
         let reader = dir.reader();
         let keys: Vec<Vec<u8>> = (0..1000_u32).map(|i| i.to_be_bytes().repeat(6)).collect();
@@ -700,7 +700,7 @@ mod tests {
 
     #[test]
     fn a_restarted_sidecar_keeps_the_page_and_replaces_its_bits() {
-        let dir = TestDir::new("restart");
+        let dir = TestDir::new();
         let mut writer = dir.writer();
         let reader = dir.reader();
         writer.bind(&[9; 16], 1234);
@@ -724,7 +724,7 @@ mod tests {
 
     #[test]
     fn a_foreign_file_is_replaced_and_its_readers_notice() {
-        let dir = TestDir::new("foreign");
+        let dir = TestDir::new();
         let path = c_path(&dir.page()).expect("path");
         std::fs::write(dir.page(), vec![0x5A; PAGE_LEN]).expect("write");
         assert_eq!(PageReader::open(&path).expect_err("no magic").kind(), io::ErrorKind::InvalidData);

@@ -54,9 +54,9 @@ impl std::fmt::Display for Database {
 
 /// libtdb's `enum TDB_ERROR`: what `tdb_error()` says after a call that failed.
 ///
-/// `smbd` maps it to the NTSTATUS its client sees, so a refusal picks the code by its effect; the variants say
-/// what Samba 4.17 makes of each when the store of a tree connect or of a durable open fails. `TDB_SUCCESS` is
-/// left out: a failed store that reports it would be taken for `STATUS_OK`.
+/// `smbd` maps it to the NTSTATUS its client sees, so a refusal picks the code by its effect; the variants
+/// say what Samba 4.17 makes of each when the store of a tree connect or of a durable open fails.
+/// `TDB_SUCCESS` is left out: a failed store that reports it would be taken for `STATUS_OK`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum TdbError {

@@ -1,5 +1,5 @@
-//! Which calls concern the cluster. Pure functions of the call and the page, in the middle of every database call
-//! of `smbd`: a few memory loads, no system call.
+//! Which calls concern the cluster. Pure functions of the call and the page, in the middle of every database
+//! call of `smbd`: a few memory loads, no system call.
 
 use frame::page::IN_USE_RECORD_MAX;
 use frame::{Database, PageReader};
@@ -38,11 +38,11 @@ pub(crate) fn must_ask(page: Option<&PageReader>, database: Database, key: &[u8]
     }
 }
 
-/// The record to show Samba's allocator of persistent ids for a key that has none here, if this node must not draw
-/// that id: because it is in another node's share of the ids, or because an open that is tracked has it.
+/// The record to show Samba's allocator of persistent ids for a key that has none here, if this node must not
+/// draw that id: because it is in another node's share of the ids, or because an open that is tracked has it.
 ///
-/// Samba 4.17 draws random 32-bit ids until it finds one without a record. So two nodes, which see only their own
-/// database, never draw the same id.
+/// Samba 4.17 draws random 32-bit ids until it finds one without a record. So two nodes, which see only their
+/// own database, never draw the same id.
 pub(crate) fn in_use_record<'a>(
     page: Option<&PageReader>,
     key: &[u8],
@@ -67,7 +67,6 @@ fn global_id(key: &[u8]) -> Option<u32> {
 mod tests {
     use std::ffi::CString;
     use std::os::unix::ffi::OsStrExt;
-    use std::path::PathBuf;
 
     use frame::{Limits, NodeSlot, PageWriter};
 
@@ -77,22 +76,20 @@ mod tests {
     const STORE: Change = Change::Store { value_len: 256 };
 
     struct Pages {
-        directory: PathBuf,
         writer: PageWriter,
         reader: PageReader,
+        _directory: tempfile::TempDir,
     }
 
     impl Pages {
-        fn new(test: &str) -> Self {
-            let directory =
-                std::env::temp_dir().join(format!("holdfast-concern-{}-{test}", std::process::id()));
-            std::fs::create_dir_all(&directory).expect("temporary directory");
-            let path = directory.join(frame::PAGE_FILE);
+        fn new() -> Self {
+            let directory = tempfile::tempdir().expect("temporary directory");
+            let path = directory.path().join(frame::PAGE_FILE);
             let limits = Limits { fence_tick_ns: 1, open_global_durable_min_len: DURABLE_LEN as u32 };
             let writer = PageWriter::open(&path, limits).expect("page");
             let path = CString::new(path.as_os_str().as_bytes()).expect("path");
             let reader = PageReader::open(&path).expect("page");
-            Self { directory, writer, reader }
+            Self { writer, reader, _directory: directory }
         }
 
         fn asks(&self, database: Database, key: &[u8], change: Change) -> bool {
@@ -100,15 +97,9 @@ mod tests {
         }
     }
 
-    impl Drop for Pages {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.directory);
-        }
-    }
-
     #[test]
     fn an_open_concerns_the_cluster_when_it_may_be_durable_or_is_tracked() {
-        let mut pages = Pages::new("open");
+        let mut pages = Pages::new();
         let key = 77_u32.to_be_bytes();
         let cases = [(0, false), (256, false), (DURABLE_LEN - 1, false), (DURABLE_LEN, true), (648, true)];
         for (value_len, expected) in cases {
@@ -126,13 +117,13 @@ mod tests {
 
     #[test]
     fn a_replay_cache_entry_is_not_an_open() {
-        let pages = Pages::new("replay");
+        let pages = Pages::new();
         assert!(!pages.asks(Database::OpenGlobal, &[0; 32], Change::Store { value_len: 5000 }));
     }
 
     #[test]
     fn share_modes_locks_and_leases_concern_the_cluster_when_tracked() {
-        let mut pages = Pages::new("tracked");
+        let mut pages = Pages::new();
         let (file, lease) = ([3; 24], [4; 32]);
         for change in [STORE, Change::Delete] {
             assert!(!pages.asks(Database::Locking, &file, change));
@@ -151,7 +142,7 @@ mod tests {
 
     #[test]
     fn a_tree_connect_always_concerns_the_cluster() {
-        let pages = Pages::new("tcon");
+        let pages = Pages::new();
         assert!(pages.asks(Database::TconGlobal, &[0; 4], STORE));
         assert!(pages.asks(Database::TconGlobal, &[0; 4], Change::Delete));
     }
@@ -165,7 +156,7 @@ mod tests {
 
     #[test]
     fn only_free_ids_of_the_own_slot_are_drawn() {
-        let mut pages = Pages::new("draw");
+        let mut pages = Pages::new();
         let mut copy = [0; IN_USE_RECORD_MAX];
         let mut shown = |pages: &Pages, id: u32| {
             in_use_record(Some(&pages.reader), &id.to_be_bytes(), &mut copy).map(<[u8]>::to_vec)

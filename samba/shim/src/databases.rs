@@ -1,7 +1,7 @@
 //! Which open `TDB_CONTEXT` is which of the five databases, and what `tdb_error()` has to say of it.
 //!
-//! A fixed table: libtdb refuses to open the same file twice in one process, so there is at most one context for
-//! each. It is inherited by fork, as the contexts are.
+//! A fixed table: libtdb refuses to open the same file twice in one process, so there is at most one context
+//! for each. It is inherited by fork, as the contexts are.
 
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
@@ -34,8 +34,8 @@ pub(crate) fn context_of(database: Database) -> Option<*mut Context> {
     (!context.is_null()).then_some(context)
 }
 
-/// Remembers a context. The caller has [`forgotten`](forget) the address before, because libtdb may have closed a
-/// context unseen and malloc may give its address to another.
+/// Remembers a context. The caller has [`forgotten`](forget) the address before, because libtdb may have
+/// closed a context unseen and malloc may give its address to another.
 pub(crate) fn remember(database: Database, context: *mut Context) {
     slot(database).refused.store(0, Ordering::Relaxed);
     slot(database).context.store(context, Ordering::Relaxed);
@@ -48,7 +48,8 @@ pub(crate) fn forget(context: *mut Context) {
     }
 }
 
-/// Sets what [`refused`] returns: an error after a call that was refused here, `None` after one that libtdb made.
+/// Sets what [`refused`] returns: an error after a call that was refused here, `None` after one that libtdb
+/// made.
 pub(crate) fn set_refused(database: Database, error: Option<TdbError>) {
     slot(database).refused.store(error.map_or(0, |error| error as u8), Ordering::Relaxed);
 }

@@ -1,23 +1,25 @@
 //! The fence: this process never outlives its node's lease.
 //!
-//! The sidecar writes into the shared page which instance may serve, and until when. Two POSIX timers per process
-//! make that true, whatever the process or the sidecar is doing:
+//! The sidecar writes into the shared page which instance may serve, and until when. Two POSIX timers per
+//! process make that true, whatever the process or the sidecar is doing:
 //!
-//! - the *tick*, a signal at a short interval, whose handler looks into the page and ends the process if another
-//!   instance is named there or the deadline has passed;
-//! - the *deadline*, armed by each tick to the lease's end, at which the kernel itself sends SIGKILL. A process that
-//!   was stopped, or hangs, or whose sidecar is gone, ends then without running another instruction of its own.
+//! - the *tick*, a signal at a short interval, whose handler looks into the page and ends the process if
+//!   another instance is named there or the deadline has passed;
+//! - the *deadline*, armed by each tick to the lease's end, at which the kernel itself sends SIGKILL. A
+//!   process that was stopped, or hangs, or whose sidecar is gone, ends then without running another
+//!   instruction of its own.
 //!
-//! Nothing is enforced before the page named this instance for the first time (*bound*): nothing durable can have
-//! been granted by then, because every tree connect waits for the sidecar. From then on the fence only gets
-//! harder: a bound process that loses sight of its page keeps the deadline that is armed.
+//! Nothing is enforced before the page named this instance for the first time (*bound*): nothing durable can
+//! have been granted by then, because every tree connect waits for the sidecar. From then on the fence only
+//! gets harder: a bound process that loses sight of its page keeps the deadline that is armed.
 //!
-//! A process with id 1 of its PID namespace is out of reach of SIGKILL. It ends at its next tick instead; it is
-//! `smbd`'s parent, which serves no client.
+//! A process with id 1 of its PID namespace is out of reach of SIGKILL. It ends at its next tick instead; it
+//! is `smbd`'s parent, which serves no client.
 //!
 //! # What must stay true
 //!
-//! All that the handler calls is async-signal-safe: atomic loads and plain system calls, no allocation, no lock.
+//! All that the handler calls is async-signal-safe: atomic loads and plain system calls, no allocation, no
+//! lock.
 
 #![expect(unsafe_code, reason = "timers and signals are C interfaces")]
 
@@ -27,6 +29,7 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering}
 use std::{mem, ptr};
 
 use frame::PageReader;
+use frame::page::now_ns;
 
 use crate::syslog::Trouble;
 use crate::{process, sidecar};
@@ -39,12 +42,12 @@ const FENCE_TICK_DEFAULT_NS: u64 = 100_000_000;
 /// What the page may say: a tick that is not a burden, and that is soon enough for any sensible lease.
 const FENCE_TICK_NS: std::ops::RangeInclusive<u64> = 1_000_000..=NS_PER_SEC;
 
-/// How many pages a process follows in its life. One is the rule; another comes only when the run directory was
-/// emptied, or when the sidecar was replaced by one with another page layout.
+/// How many pages a process follows in its life. One is the rule; another comes only when the run directory
+/// was emptied, or when the sidecar was replaced by one with another page layout.
 const PAGES_MAX: usize = 8;
 
-/// The pages followed so far; the last is in force. They stay mapped, because a tick may come between the moment
-/// when somebody found out which is in force and the moment when he looks at it.
+/// The pages followed so far; the last is in force. They stay mapped, because a tick may come between the
+/// moment when somebody found out which is in force and the moment when he looks at it.
 static PAGES: [OnceLock<PageReader>; PAGES_MAX] = [const { OnceLock::new() }; PAGES_MAX];
 static PAGE_COUNT: AtomicUsize = AtomicUsize::new(0);
 
@@ -91,8 +94,9 @@ pub(crate) fn page() -> Option<&'static PageReader> {
     PAGES.get(PAGE_COUNT.load(Ordering::Acquire).checked_sub(1)?)?.get()
 }
 
-/// Maps the page that is there now, if it is not the one in force. Returns whether the page in force is the one that
-/// is there now. Only the holder of the connection calls this, so there is never a second caller at the same time.
+/// Maps the page that is there now, if it is not the one in force. Returns whether the page in force is the
+/// one that is there now. Only the holder of the connection calls this, so there is never a second caller at
+/// the same time.
 pub(crate) fn follow_page(path: &CStr) -> bool {
     if page().is_some_and(|page| page.is_current(path)) {
         return true;
@@ -137,14 +141,6 @@ pub(crate) fn end_process() -> ! {
     }
 }
 
-/// Now on the clock of the lease.
-pub(crate) fn now_ns() -> u64 {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `now` is writable. This clock always exists.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
-    now.tv_sec.unsigned_abs() * NS_PER_SEC + now.tv_nsec.unsigned_abs()
-}
-
 /// The handler of the tick.
 extern "C" fn tick(_signal: c_int) {
     // SAFETY: the address of the thread's own errno.
@@ -163,8 +159,8 @@ fn tick_signal() -> c_int {
 }
 
 fn create_timers() -> Option<(libc::timer_t, libc::timer_t)> {
-    // SAFETY: all-zero bytes are a valid `sigaction`; the sets and the handler are filled in below. The handler
-    // takes one argument, as one without SA_SIGINFO does.
+    // SAFETY: all-zero bytes are a valid `sigaction`; the sets and the handler are filled in below. The
+    // handler takes one argument, as one without SA_SIGINFO does.
     unsafe {
         let mut action: libc::sigaction = mem::zeroed();
         action.sa_sigaction = tick as extern "C" fn(c_int) as libc::sighandler_t;
@@ -178,9 +174,8 @@ fn create_timers() -> Option<(libc::timer_t, libc::timer_t)> {
         libc::sigaddset(&mut tick_only, tick_signal());
         libc::pthread_sigmask(libc::SIG_UNBLOCK, &tick_only, ptr::null_mut());
     }
-    // The tick goes to the thread that works on the databases, so that handler and database calls never run at
-    // the same time. The end goes to the whole process.
-    // SAFETY: takes nothing.
+    // The tick goes to the thread that works on the databases, so that handler and database calls never run
+    // at the same time. The end goes to the whole process. SAFETY: takes nothing.
     let this_thread = unsafe { libc::gettid() };
     let tick_timer = create_timer(libc::SIGEV_THREAD_ID, tick_signal(), this_thread)?;
     let deadline_timer = create_timer(libc::SIGEV_SIGNAL, libc::SIGKILL, 0)?;

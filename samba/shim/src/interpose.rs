@@ -1,5 +1,5 @@
-//! The functions of libtdb that this library stands in for. Each has the C signature and the contract of libtdb's
-//! function of its name, and adds only what is said here.
+//! The functions of libtdb that this library stands in for. Each has the C signature and the contract of
+//! libtdb's function of its name, and adds only what is said here.
 
 #![expect(unsafe_code, reason = "these are C functions")]
 
@@ -187,8 +187,8 @@ unsafe extern "C" fn tdb_fetch(tdb: *mut Context, key: Data) -> Data {
     let Some(record) = concern::in_use_record(fence::page(), unsafe { key.as_slice() }, &mut copy) else {
         return fetched;
     };
-    // SAFETY: the caller frees the value with free(), so it comes from malloc; it is written only if it is there,
-    // and does not overlap the copy.
+    // SAFETY: the caller frees the value with free(), so it comes from malloc; it is written only if it is
+    // there, and does not overlap the copy.
     unsafe {
         let value = libc::malloc(record.len()).cast::<u8>();
         if value.is_null() {

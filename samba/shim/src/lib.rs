@@ -1,10 +1,10 @@
 //! `libholdfast_tdb.so`: the library that `smbd` preloads so that no durable open is acknowledged before the
 //! cluster has it.
 //!
-//! It interposes the libtdb calls by which Samba keeps its opens. For the five databases of [`frame::Database`]
-//! it looks into the shared page whether a store or delete concerns the cluster; if so it asks the sidecar and
-//! makes the real call only after `Proceed`. Everything else goes straight to libtdb, at the price of a few memory
-//! loads.
+//! It interposes the libtdb calls by which Samba keeps its opens. For the five databases of
+//! [`frame::Database`] it looks into the shared page whether a store or delete concerns the cluster; if so it
+//! asks the sidecar and makes the real call only after `Proceed`. Everything else goes straight to libtdb, at
+//! the price of a few memory loads.
 //!
 //! ```text
 //!   smbd ── tdb_store ──► interpose ── concerns the cluster? ── no ───────────────► libtdb
@@ -25,18 +25,19 @@
 //!
 //! # What it does not do
 //!
-//! It knows no record layout, keeps no record, starts no thread, prints nothing and links nothing but libc. It
-//! does not watch `tdb_append`, `tdb_wipe_all` and transactions: Samba uses none of them on these databases.
+//! It knows no record layout, keeps no record, starts no thread, prints nothing and links nothing but libc.
+//! It does not watch `tdb_append`, `tdb_wipe_all` and transactions: Samba uses none of them on these
+//! databases.
 //!
 //! # What must stay true
 //!
-//! - Without [`frame::RUN_DIR_ENV`], or in a process where something it needs is missing, `smbd` works as if the
-//!   library were not there; in the second case syslog says so, once.
+//! - Without [`frame::RUN_DIR_ENV`], or in a process where something it needs is missing, `smbd` works as if
+//!   the library were not there; in the second case syslog says so, once.
 //! - `errno` after a call is libtdb's, whatever was done in between.
 //! - A process that ever was bound to a lease never outlives it: the kernel holds the timer.
 //! - A forked child never uses its parent's connection or timers.
-//! - The wait happens under a record's chain lock. So the sidecar must answer each process independently of all
-//!   others, and never need a chain lock to answer.
+//! - The wait happens under a record's chain lock. So the sidecar must answer each process independently of
+//!   all others, and never need a chain lock to answer.
 
 mod concern;
 mod databases;

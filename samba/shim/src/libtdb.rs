@@ -1,7 +1,7 @@
 //! libtdb as its callers see it: the types of its ABI, and the real functions behind the interposed ones.
 //!
-//! The real functions are looked up when they are first needed, not when this library is loaded: at that time libtdb
-//! may not be there yet.
+//! The real functions are looked up when they are first needed, not when this library is loaded: at that time
+//! libtdb may not be there yet.
 
 #![expect(unsafe_code, reason = "libtdb is a C library")]
 
@@ -103,7 +103,8 @@ macro_rules! real {
             if address.is_null() {
                 return $missing;
             }
-            // SAFETY: the symbol is libtdb's, whose ABI gives it this signature; the rest is promised by the caller.
+            // SAFETY: the symbol is libtdb's, whose ABI gives it this signature; the rest is promised by the
+            // caller.
             unsafe {
                 let function: unsafe extern "C" fn($($type),*) -> $result = std::mem::transmute(address);
                 function($($argument),*)
@@ -119,10 +120,14 @@ real! {
     ) -> *mut Context, else ptr::null_mut();
     fn tdb_close(tdb: *mut Context) -> c_int, else -1;
     fn tdb_store(tdb: *mut Context, key: Data, dbuf: Data, flag: c_int) -> c_int, else -1;
-    fn tdb_storev(tdb: *mut Context, key: Data, dbufs: *const Data, num_dbufs: c_int, flag: c_int) -> c_int, else -1;
+    fn tdb_storev(
+        tdb: *mut Context, key: Data, dbufs: *const Data, num_dbufs: c_int, flag: c_int
+    ) -> c_int, else -1;
     fn tdb_delete(tdb: *mut Context, key: Data) -> c_int, else -1;
     fn tdb_error(tdb: *mut Context) -> c_int, else TdbError::Io as c_int;
-    fn tdb_parse_record(tdb: *mut Context, key: Data, parser: Parser, private_data: *mut c_void) -> c_int, else -1;
+    fn tdb_parse_record(
+        tdb: *mut Context, key: Data, parser: Parser, private_data: *mut c_void
+    ) -> c_int, else -1;
     fn tdb_fetch(tdb: *mut Context, key: Data) -> Data, else Data::NULL;
 }
 

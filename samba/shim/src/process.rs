@@ -1,9 +1,9 @@
 //! One start of `smbd`: the process that opens the databases first, and all it forks.
 //!
-//! The *instance* is drawn once and inherited by fork, so all these processes show the same one. A program that one
-//! of them executes (a script, a helper) is not part of it and must not become an instance of its own, because the
-//! sidecar would take that for a restart of `smbd` and end the first: hence the run directory is taken out of the
-//! environment when the instance is drawn.
+//! The *instance* is drawn once and inherited by fork, so all these processes show the same one. A program
+//! that one of them executes (a script, a helper) is not part of it and must not become an instance of its
+//! own, because the sidecar would take that for a restart of `smbd` and end the first: hence the run
+//! directory is taken out of the environment when the instance is drawn.
 
 #![expect(unsafe_code, reason = "environment, fork handlers and process ids are C interfaces")]
 
@@ -39,9 +39,9 @@ pub(crate) fn pid() -> u32 {
     std::process::id()
 }
 
-/// Makes this process and all it will fork an instance, if a run directory is given. The first call decides; it
-/// is made when the first of the databases was opened, which `smbd` does after it became a daemon and before it forks
-/// for clients. Returns whether this process is part of an instance.
+/// Makes this process and all it will fork an instance, if a run directory is given. The first call decides;
+/// it is made when the first of the databases was opened, which `smbd` does after it became a daemon and
+/// before it forks for clients. Returns whether this process is part of an instance.
 pub(crate) fn join() -> bool {
     static DECIDED: AtomicBool = AtomicBool::new(false);
     if DECIDED.swap(true, Ordering::Relaxed) {
@@ -63,8 +63,8 @@ pub(crate) fn join() -> bool {
     }
 }
 
-/// What every process of an instance does once: the first when it becomes one, the others right after fork, when
-/// descriptors are the parent's and timers are gone.
+/// What every process of an instance does once: the first when it becomes one, the others right after fork,
+/// when descriptors are the parent's and timers are gone.
 extern "C" fn begin() {
     sidecar::begin();
     fence::begin();
@@ -73,8 +73,8 @@ extern "C" fn begin() {
 /// The run directory from the environment, removed from it.
 fn take_run_dir() -> Option<CString> {
     let name = CString::new(frame::RUN_DIR_ENV).ok()?;
-    // SAFETY: both get a C string. The value is copied before it is removed. Called while `smbd` starts and has one
-    // thread, so nobody reads the environment meanwhile.
+    // SAFETY: both get a C string. The value is copied before it is removed. Called while `smbd` starts and
+    // has one thread, so nobody reads the environment meanwhile.
     unsafe {
         let value = libc::getenv(name.as_ptr());
         if value.is_null() {

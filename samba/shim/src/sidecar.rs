@@ -1,15 +1,16 @@
-//! The connection of this process to the sidecar: hello, ask, wait for the answer, and begin again when it breaks.
+//! The connection of this process to the sidecar: hello, ask, wait for the answer, and begin again when it
+//! breaks.
 //!
 //! # How long it waits
 //!
-//! A process that is bound to the lease waits for ever: the fence ends it. One that is not bound yet waits for
-//! [`UNBOUND_WAIT_MAX_NS`] and then refuses the store: its client hears of an error instead of hanging on a node
-//! without a sidecar.
+//! A process that is bound to the lease waits for ever: the fence ends it. One that is not bound yet waits
+//! for [`UNBOUND_WAIT_MAX_NS`] and then refuses the store: its client hears of an error instead of hanging on
+//! a node without a sidecar.
 //!
 //! # What it trusts
 //!
-//! Nothing. A reply that makes no sense is a broken connection; a reply to an earlier request is dropped; a descriptor
-//! that `smbd` has closed and given to something else is noticed before a byte goes there.
+//! Nothing. A reply that makes no sense is a broken connection; a reply to an earlier request is dropped; a
+//! descriptor that `smbd` has closed and given to something else is noticed before a byte goes there.
 
 #![expect(unsafe_code, reason = "sockets are C interfaces")]
 
@@ -19,20 +20,23 @@ use std::mem;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use frame::frame::{HEADER_LEN, PROTOCOL};
+use frame::page::now_ns;
 use frame::{FrameBuffer, Record, RecordKey, Reply, Request, TdbError};
 
 use crate::process::Process;
 use crate::syslog::Trouble;
 use crate::{databases, fence, libtdb, process};
 
-/// How long to wait for an answer before this process is bound to the lease: longer than the cluster needs to elect
-/// a leader and to declare a node down, shorter than clients wait for a tree connect (60 s for Windows).
+/// How long to wait for an answer before this process is bound to the lease: longer than the cluster needs to
+/// elect a leader and to declare a node down, shorter than clients wait for a tree connect (60 s for
+/// Windows).
 const UNBOUND_WAIT_MAX_NS: u64 = 30_000_000_000;
 
 /// How long to wait before the next attempt to connect.
 const RECONNECT_INTERVAL_MS: c_int = 20;
 
-/// The longest sleep without looking at the fence. Ticks interrupt it earlier; it matters only if there are none.
+/// The longest sleep without looking at the fence. Ticks interrupt it earlier; it matters only if there are
+/// none.
 const SLEEP_MAX_MS: c_int = 1000;
 
 /// The request id of Hello; requests have others.
@@ -47,7 +51,8 @@ pub(crate) enum Verdict {
     Refuse(TdbError),
 }
 
-/// Asks the sidecar and waits for its verdict. Does not return where the verdict is that this process must end.
+/// Asks the sidecar and waits for its verdict. Does not return where the verdict is that this process must
+/// end.
 pub(crate) fn ask(request: &Request) -> Verdict {
     let Some(process) = process::current() else { return Verdict::Proceed };
     if !fence::is_armed() {
@@ -61,8 +66,8 @@ pub(crate) fn ask(request: &Request) -> Verdict {
     verdict
 }
 
-/// Connects if there is no connection, and drops one that has broken. Never waits; called by the tick, so that a
-/// restarted sidecar finds out which processes are alive.
+/// Connects if there is no connection, and drops one that has broken. Never waits; called by the tick, so
+/// that a restarted sidecar finds out which processes are alive.
 pub(crate) fn keep_connected() {
     let Some(process) = process::current() else { return };
     CONNECTION.try_with(|connection| {
@@ -151,7 +156,11 @@ impl Connection {
         if !self.welcomed {
             match self.receive(HELLO_ID, wait)? {
                 Reply::Welcome => self.welcomed = true,
-                Reply::Refuse { tdb_error } if !fence::is_bound() => return Ok(Verdict::Refuse(tdb_error)),
+                Reply::Refuse { tdb_error } if !fence::is_bound() => {
+                    // The next request begins with a new hello: the reason may be gone by then.
+                    self.disconnect();
+                    return Ok(Verdict::Refuse(tdb_error));
+                }
                 _ => return Err(Failure::Lost),
             }
         }
@@ -237,33 +246,46 @@ impl Connection {
         self.received.clear();
     }
 
-    /// Whether the descriptor is still the socket that was opened: `smbd` may have closed it, and opened something else
-    /// that got its number.
+    /// Whether the descriptor is still the socket that was opened: `smbd` may have closed it, and opened
+    /// something else that got its number.
     fn is_own(&self) -> bool {
         file_of(self.fd) == Some(self.file)
     }
 
-    /// Whether the sidecar has closed the connection, or has answered the hello with anything but a welcome. Looks
-    /// without reading, so that nothing is allocated.
+    /// Whether the sidecar has closed the connection, or has answered the hello with anything but a welcome.
+    /// Looks without reading, so that nothing is allocated.
     fn is_broken(&self) -> bool {
         if self.fd < 0 || !self.is_own() {
             return true;
         }
+        match self.unread_hello_answer() {
+            Some(Reply::Fence) => fence::end_process(),
+            Some(Reply::Welcome) | None => {}
+            Some(_) => return true,
+        }
+        // Reading would not tell: what was not read yet comes before the end of the stream.
+        let mut entry = libc::pollfd { fd: self.fd, events: libc::POLLRDHUP, revents: 0 };
+        // SAFETY: one entry, which is writable.
+        let ready = unsafe { libc::poll(&mut entry, 1, 0) };
+        ready > 0 && entry.revents & (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) != 0
+    }
+
+    /// The answer to the hello, if it is there and was not read yet. What makes no sense counts as a refusal.
+    fn unread_hello_answer(&self) -> Option<Reply> {
+        if self.welcomed {
+            return None;
+        }
         let mut header = [0_u8; HEADER_LEN];
+        let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
         // SAFETY: the buffer is writable for its length.
-        let got = unsafe {
-            libc::recv(self.fd, header.as_mut_ptr().cast(), header.len(), libc::MSG_PEEK | libc::MSG_DONTWAIT)
-        };
-        match usize::try_from(got) {
-            Ok(0) => true,
-            // A frame of this length has no payload, so decoding it needs no memory.
-            Ok(HEADER_LEN) if !self.welcomed => match Reply::decode(&header) {
-                Ok((_, Reply::Fence)) => fence::end_process(),
-                Ok((_, Reply::Welcome)) => false,
-                _ => true,
-            },
-            Ok(_) => false,
-            Err(_) => !would_block_or_interrupted(),
+        let got = unsafe { libc::recv(self.fd, header.as_mut_ptr().cast(), header.len(), flags) };
+        if usize::try_from(got) != Ok(HEADER_LEN) {
+            return None;
+        }
+        // A frame of this length has no payload, so decoding it needs no memory; and a refusal has one.
+        match Reply::decode(&header) {
+            Ok((_, reply)) => Some(reply),
+            Err(_) => Some(Reply::Refuse { tdb_error: TdbError::Io }),
         }
     }
 
@@ -315,8 +337,8 @@ impl Connection {
     }
 }
 
-/// The records that the sidecar needs, as they are stored now. A database that this process has not opened holds
-/// nothing of the open that this is about.
+/// The records that the sidecar needs, as they are stored now. A database that this process has not opened
+/// holds nothing of the open that this is about.
 fn records_of(keys: Vec<RecordKey>) -> Result<Vec<Record>, TdbError> {
     let mut records = Vec::new();
     for RecordKey { database, key } in keys {
@@ -350,13 +372,13 @@ struct Wait {
 
 impl Wait {
     fn begin() -> Self {
-        Self { began_ns: fence::now_ns() }
+        Self { began_ns: now_ns() }
     }
 
     /// Whether there is reason to wait any longer. Ends the process where the lease has ended.
     fn check(&self) -> Result<(), Failure> {
         fence::check();
-        if !fence::is_bound() && fence::now_ns() - self.began_ns >= UNBOUND_WAIT_MAX_NS {
+        if !fence::is_bound() && now_ns() - self.began_ns >= UNBOUND_WAIT_MAX_NS {
             return Err(Failure::GaveUp);
         }
         Ok(())
@@ -377,8 +399,8 @@ impl Wait {
     }
 }
 
-/// A value that one at a time may use: the thread that makes a database call, or the tick. The tick, which may have
-/// interrupted the other, only tries.
+/// A value that one at a time may use: the thread that makes a database call, or the tick. The tick, which
+/// may have interrupted the other, only tries.
 struct Exclusive<T> {
     taken: AtomicBool,
     value: UnsafeCell<T>,

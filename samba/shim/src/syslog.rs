@@ -27,14 +27,19 @@ impl Trouble {
         match self {
             Self::NoLibtdb => c"holdfast: libtdb.so.1 is not loaded or lacks a function; its call fails",
             Self::RunDir => {
-                c"holdfast: HOLDFAST_RUN_DIR is not an absolute path that fits a socket address; durable handles are NOT protected"
+                c"holdfast: HOLDFAST_RUN_DIR is not an absolute path that fits a socket address; \
+                  durable handles are NOT protected"
             }
-            Self::NoRandom => c"holdfast: no random bytes from getrandom(2); durable handles are NOT protected",
+            Self::NoRandom => {
+                c"holdfast: no random bytes from getrandom(2); durable handles are NOT protected"
+            }
             Self::NoFence => {
-                c"holdfast: cannot create a timer (RLIMIT_SIGPENDING?); tree connects are refused, because this process could not be fenced"
+                c"holdfast: cannot create a timer (RLIMIT_SIGPENDING?); \
+                  tree connects are refused, because this process could not be fenced"
             }
             Self::NoAnswer => {
-                c"holdfast: the sidecar did not answer in time and a store was refused; is `holdfast run` up, and its run directory the one in HOLDFAST_RUN_DIR?"
+                c"holdfast: the sidecar did not answer in time and a store was refused; \
+                  is `holdfast run` up, and its run directory the one in HOLDFAST_RUN_DIR?"
             }
         }
     }

@@ -1,0 +1,444 @@
+//! The shim in a process of its own, between a program that calls libtdb and a fake sidecar.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use frame::frame::HEADER_LEN;
+use frame::{Database, NodeSlot, Record, RecordKey, Reply, Request, TdbError};
+use support::{FENCE_TICK, Program, Rig, store};
+
+/// A lease that no test outlives by accident.
+const LONG: Duration = Duration::from_secs(60);
+const SHORT: Duration = Duration::from_millis(300);
+
+const SIGKILL: i32 = 9;
+const SIGSTOP: i32 = 19;
+
+const FILE_ID: &str = "0102030405060708090a0b0c0d0e0f101112131415161718";
+const TCON: Database = Database::TconGlobal;
+const OPEN: Database = Database::OpenGlobal;
+
+/// Starts a rig, or ends the test where there is no libtdb.
+macro_rules! rig {
+    () => {
+        match Rig::start() {
+            Some(rig) => rig,
+            None => return,
+        }
+    };
+}
+
+#[test]
+fn a_tree_connect_is_stored_only_after_proceed() {
+    let rig = rig!();
+    let (mut program, mut observer) = (rig.program(), rig.observer());
+    program.begin(&store(TCON, "00000001", "aabb"));
+    rig.sidecar.welcome();
+    let asked = rig.sidecar.next();
+    let expected = Request::Store { database: TCON, key: vec![0, 0, 0, 1], value: vec![0xaa, 0xbb] };
+    assert_eq!(asked.request, expected);
+    assert_eq!(program.answer_so_far(), None);
+    assert_eq!(observer.call(&format!("fetch {TCON} 00000001")), "-");
+
+    asked.connection.reply(asked.request_id, Reply::Proceed);
+    assert_eq!(program.answer(), "ok");
+    assert_eq!(observer.call(&format!("fetch {TCON} 00000001")), "aabb");
+}
+
+#[test]
+fn a_delete_is_made_only_after_proceed() {
+    let mut rig = rig!();
+    let (mut program, _connection) = rig.bound_program(LONG);
+    let mut observer = rig.observer();
+    program.begin(&format!("delete {TCON} 00000001"));
+    let asked = rig.sidecar.next();
+    assert_eq!(asked.request, Request::Delete { database: TCON, key: vec![0, 0, 0, 1] });
+    assert_eq!(observer.call(&format!("fetch {TCON} 00000001")), "aa");
+    asked.connection.reply(asked.request_id, Reply::Proceed);
+    assert_eq!(program.answer(), "ok");
+    assert_eq!(observer.call(&format!("fetch {TCON} 00000001")), "-");
+}
+
+#[test]
+fn a_value_in_pieces_is_asked_about_as_one() {
+    let mut rig = rig!();
+    let (mut program, _connection) = rig.bound_program(LONG);
+    program.begin(&format!("storev {TCON} 00000002 01 - 020304"));
+    let asked = rig.sidecar.next();
+    assert_eq!(
+        asked.request,
+        Request::Store { database: TCON, key: vec![0, 0, 0, 2], value: vec![1, 2, 3, 4] }
+    );
+    asked.connection.reply(asked.request_id, Reply::Proceed);
+    assert_eq!(program.answer(), "ok");
+    assert_eq!(program.call(&format!("fetch {TCON} 00000002")), "01020304");
+}
+
+#[test]
+fn a_refused_store_is_not_made_and_tdb_error_says_why() {
+    let mut rig = rig!();
+    let (mut program, _connection) = rig.bound_program(LONG);
+    for tdb_error in TdbError::ALL {
+        program.begin(&store(TCON, "00000009", "ff"));
+        let asked = rig.sidecar.next();
+        asked.connection.reply(asked.request_id, Reply::Refuse { tdb_error });
+        assert_eq!(program.answer(), format!("error {}", tdb_error as u8));
+        assert_eq!(program.call(&format!("fetch {TCON} 00000009")), "-");
+    }
+    assert_eq!(rig.sidecar.proceed(&mut program, &store(TCON, "00000009", "ff")), "ok");
+}
+
+#[test]
+fn what_does_not_concern_the_cluster_is_never_asked_about() {
+    let mut rig = rig!();
+    let (mut program, _connection) = rig.bound_program(LONG);
+    assert_eq!(program.call(&store(OPEN, "00000007", "aa")), "ok");
+    assert_eq!(program.call(&format!("delete {OPEN} 00000007")), "ok");
+    for database in [Database::Locking, Database::Brlock, Database::Leases] {
+        assert_eq!(program.call(&store(database, FILE_ID, "aa")), "ok");
+        assert_eq!(program.call(&format!("delete {database} {FILE_ID}")), "ok");
+    }
+    // The first thing that is asked is the first that concerns the cluster.
+    program.begin(&store(TCON, "00000003", "aa"));
+    assert!(matches!(rig.sidecar.next().request, Request::Store { database: TCON, .. }));
+}
+
+#[test]
+fn tracked_keys_are_asked_about_from_the_moment_they_are_tracked() {
+    let mut rig = rig!();
+    let (mut program, _connection) = rig.bound_program(LONG);
+    let file_id: Vec<u8> = (1..=24).collect();
+    rig.sidecar.page.set_id(7);
+    rig.sidecar.page.set_file(&file_id);
+    rig.sidecar.page.set_lease(&file_id);
+    for (database, key) in [
+        (OPEN, "00000007"),
+        (Database::Locking, FILE_ID),
+        (Database::Brlock, FILE_ID),
+        (Database::Leases, FILE_ID),
+    ] {
+        assert_eq!(rig.sidecar.proceed(&mut program, &store(database, key, "aa")), "ok");
+        assert_eq!(rig.sidecar.proceed(&mut program, &format!("delete {database} {key}")), "ok");
+    }
+    rig.sidecar.page.clear_file(&file_id);
+    assert_eq!(program.call(&store(Database::Locking, FILE_ID, "aa")), "ok");
+}
+
+#[test]
+fn needed_records_are_sent_as_they_are_stored() {
+    let mut rig = rig!();
+    let (mut program, _connection) = rig.bound_program(LONG);
+    assert_eq!(program.call(&store(Database::Locking, FILE_ID, "c0ffee")), "ok");
+    let file_id: Vec<u8> = (1..=24).collect();
+
+    program.begin(&store(OPEN, "00000007", &"ab".repeat(100)));
+    let asked = rig.sidecar.next();
+    let key = |database| RecordKey { database, key: file_id.clone() };
+    let keys = vec![key(Database::Locking), key(Database::Brlock)];
+    asked.connection.reply(asked.request_id, Reply::Need { keys });
+
+    let records = rig.sidecar.next();
+    assert_eq!(records.request_id, asked.request_id);
+    let record = |database, value| Record { database, key: file_id.clone(), value };
+    let expected =
+        vec![record(Database::Locking, Some(vec![0xc0, 0xff, 0xee])), record(Database::Brlock, None)];
+    assert_eq!(records.request, Request::Records { records: expected });
+    assert_eq!(program.answer_so_far(), None);
+
+    asked.connection.reply(asked.request_id, Reply::Proceed);
+    assert_eq!(program.answer(), "ok");
+}
+
+#[test]
+fn needed_records_that_fit_no_frame_make_the_store_fail() {
+    let mut rig = rig!();
+    let (mut program, _connection) = rig.bound_program(LONG);
+    let half_a_frame = "00".repeat(600_000);
+    for database in [Database::Locking, Database::Brlock] {
+        assert_eq!(program.call(&store(database, FILE_ID, &half_a_frame)), "ok");
+    }
+    program.begin(&store(OPEN, "00000007", &"ab".repeat(100)));
+    let asked = rig.sidecar.next();
+    let key = |database| RecordKey { database, key: (1..=24).collect() };
+    let keys = vec![key(Database::Locking), key(Database::Brlock)];
+    asked.connection.reply(asked.request_id, Reply::Need { keys });
+    assert_eq!(rig.sidecar.next().request, Request::Abandon { tdb_error: TdbError::Oom });
+    assert_eq!(program.answer(), format!("error {}", TdbError::Oom as u8));
+}
+
+#[test]
+fn a_value_that_fits_no_frame_is_refused() {
+    let mut rig = rig!();
+    let (mut program, _connection) = rig.bound_program(LONG);
+    let too_long = "00".repeat(frame::frame::MAX_FRAME);
+    assert_eq!(program.call(&store(TCON, "00000005", &too_long)), format!("error {}", TdbError::Oom as u8));
+    assert_eq!(program.call(&format!("fetch {TCON} 00000005")), "-");
+}
+
+#[test]
+fn a_lost_connection_is_made_again_and_the_request_repeated() {
+    let mut rig = rig!();
+    let (mut program, connection) = rig.bound_program(LONG);
+    program.begin(&store(TCON, "00000004", "aa"));
+    let first = rig.sidecar.next();
+    connection.close();
+    let hello = rig.sidecar.welcome();
+    assert!(!hello.connection.is(&connection));
+    let again = rig.sidecar.next();
+    assert!(again.connection.is(&hello.connection));
+    assert_eq!((again.request_id, &again.request), (first.request_id, &first.request));
+    again.connection.reply(again.request_id, Reply::Proceed);
+    assert_eq!(program.answer(), "ok");
+}
+
+#[test]
+fn a_reply_cut_short_or_damaged_is_a_lost_connection() {
+    let mut rig = rig!();
+    let (mut program, connection) = rig.bound_program(LONG);
+    program.begin(&store(TCON, "00000004", "aa"));
+    let asked = rig.sidecar.next();
+    let mut proceed = Vec::new();
+    Reply::Proceed.encode(asked.request_id, &mut proceed).expect("small enough");
+    connection.send(&proceed[..HEADER_LEN - 1]);
+    connection.close();
+
+    for damaged in
+        [[0xFF; HEADER_LEN], [0; HEADER_LEN], [HEADER_LEN as u8, 0, 0, 0, 0x7F, 0, 0, 0, 0, 0, 0, 0]]
+    {
+        let hello = rig.sidecar.welcome();
+        rig.sidecar.next();
+        hello.connection.send(&damaged);
+    }
+
+    rig.sidecar.welcome();
+    let asked = rig.sidecar.next();
+    assert_eq!(program.answer_so_far(), None);
+    asked.connection.reply(asked.request_id, Reply::Proceed);
+    assert_eq!(program.answer(), "ok");
+}
+
+#[test]
+fn a_reply_to_another_request_is_ignored() {
+    let mut rig = rig!();
+    let (mut program, _connection) = rig.bound_program(LONG);
+    program.begin(&store(TCON, "00000004", "aa"));
+    let asked = rig.sidecar.next();
+    asked.connection.reply(asked.request_id - 1, Reply::Proceed);
+    asked.connection.reply(asked.request_id + 1, Reply::Proceed);
+    asked.connection.reply(asked.request_id, Reply::Refuse { tdb_error: TdbError::Lock });
+    assert_eq!(program.answer(), format!("error {}", TdbError::Lock as u8));
+}
+
+#[test]
+fn a_process_that_was_refused_the_hello_refuses_its_stores() {
+    let rig = rig!();
+    let mut program = rig.program();
+    program.begin(&store(TCON, "00000004", "aa"));
+    // The tick says hello too, and drops what is refused. In the end the call hears of a refusal.
+    let answer = loop {
+        if let Some(answer) = program.answer_so_far() {
+            break answer;
+        }
+        let hello = rig.sidecar.hello();
+        hello.connection.reply(hello.request_id, Reply::Refuse { tdb_error: TdbError::RdOnly });
+    };
+    assert_eq!(answer, format!("error {}", TdbError::RdOnly as u8));
+}
+
+#[test]
+fn an_idle_process_finds_a_restarted_sidecar() {
+    let mut rig = rig!();
+    let (mut program, _connection) = rig.bound_program(LONG);
+    rig.sidecar.stop();
+    rig.sidecar.listen();
+    let hello = rig.sidecar.welcome();
+    assert!(matches!(hello.request, Request::Hello { pid, .. } if pid == program.pid()));
+    assert_eq!(rig.sidecar.proceed(&mut program, &store(TCON, "00000002", "bb")), "ok");
+}
+
+#[test]
+fn a_process_started_before_its_sidecar_finds_it() {
+    let mut rig = rig!();
+    rig.sidecar.stop();
+    let mut program = rig.program();
+    program.begin(&store(TCON, "00000002", "bb"));
+    rig.sidecar.listen();
+    rig.sidecar.bind(LONG);
+    let asked = rig.sidecar.next();
+    asked.connection.reply(asked.request_id, Reply::Proceed);
+    assert_eq!(program.answer(), "ok");
+}
+
+#[test]
+fn a_stopped_process_ends_at_its_deadline() {
+    let mut rig = rig!();
+    let (mut program, _connection) = rig.bound_program(SHORT);
+    let began = Instant::now();
+    program.signal(SIGSTOP);
+    assert_eq!(program.ended_by(), Some(SIGKILL));
+    assert!(began.elapsed() > SHORT / 2, "too early");
+}
+
+#[test]
+fn a_process_without_its_sidecar_ends_at_its_deadline() {
+    let mut rig = rig!();
+    let (mut program, _connection) = rig.bound_program(SHORT);
+    rig.sidecar.stop();
+    program.begin(&store(TCON, "00000002", "bb"));
+    assert_eq!(program.ended_by(), Some(SIGKILL));
+    assert_eq!(rig.observer().call(&format!("fetch {TCON} 00000002")), "-");
+}
+
+#[test]
+fn a_process_whose_lease_is_extended_lives_on() {
+    let mut rig = rig!();
+    let (mut program, _connection) = rig.bound_program(SHORT);
+    let began = Instant::now();
+    while began.elapsed() < 4 * SHORT {
+        rig.sidecar.extend_lease(SHORT);
+        std::thread::sleep(SHORT / 10);
+        assert_eq!(program.call("pid"), program.pid().to_string());
+    }
+    assert_eq!(program.ended_by(), Some(SIGKILL));
+}
+
+#[test]
+fn a_process_ends_when_another_instance_is_bound() {
+    let mut rig = rig!();
+    let (mut program, _connection) = rig.bound_program(LONG);
+    rig.sidecar.page.bind(&[0xEE; 16], u64::MAX);
+    assert_eq!(program.ended_by(), Some(SIGKILL));
+}
+
+#[test]
+fn a_process_ends_when_its_lease_is_withdrawn() {
+    let mut rig = rig!();
+    let (mut program, _connection) = rig.bound_program(LONG);
+    rig.sidecar.page.unbind();
+    assert_eq!(program.ended_by(), Some(SIGKILL));
+}
+
+#[test]
+fn a_process_that_is_told_to_end_stores_nothing_more() {
+    let mut rig = rig!();
+    let (mut program, _connection) = rig.bound_program(LONG);
+    program.begin(&store(TCON, "00000002", "bb"));
+    let asked = rig.sidecar.next();
+    asked.connection.reply(asked.request_id, Reply::Fence);
+    assert_eq!(program.ended_by(), Some(SIGKILL));
+    assert_eq!(rig.observer().call(&format!("fetch {TCON} 00000002")), "-");
+}
+
+#[test]
+fn an_idle_process_is_ended_by_the_answer_to_its_hello() {
+    let rig = rig!();
+    let mut program = rig.program();
+    let hello = rig.sidecar.hello();
+    hello.connection.reply(hello.request_id, Reply::Fence);
+    assert_eq!(program.ended_by(), Some(SIGKILL));
+}
+
+#[test]
+fn a_process_that_is_not_bound_is_not_fenced() {
+    let mut rig = rig!();
+    let mut program = rig.program();
+    rig.sidecar.welcome();
+    rig.sidecar.page.bind(&[0xEE; 16], 1);
+    std::thread::sleep(5 * FENCE_TICK);
+    assert_eq!(program.call("pid"), program.pid().to_string());
+}
+
+#[test]
+fn a_forked_child_has_its_own_connection_and_the_same_instance() {
+    let mut rig = rig!();
+    let (mut program, parent_connection) = rig.bound_program(LONG);
+    let child = program.call("fork");
+    let hello = rig.sidecar.welcome();
+    assert!(!hello.connection.is(&parent_connection));
+    let Request::Hello { main_pid, pid, .. } = hello.request else { unreachable!("checked in welcome") };
+    assert_eq!((main_pid, pid.to_string()), (program.pid(), child));
+
+    program.begin(&store(TCON, "00000002", "bb"));
+    let asked = rig.sidecar.next();
+    assert!(asked.connection.is(&hello.connection));
+    asked.connection.reply(asked.request_id, Reply::Proceed);
+    assert_eq!(program.answer(), "ok");
+}
+
+#[test]
+fn a_forked_child_is_fenced_like_its_parent() {
+    let mut rig = rig!();
+    let (mut program, _connection) = rig.bound_program(SHORT);
+    let child = program.call("fork");
+    assert_eq!(program.ended_by(), Some(SIGKILL));
+    // Its parent is gone, so init reaps it: then there is no such process.
+    let deadline = Instant::now() + LONG;
+    while is_running(&child) {
+        assert!(Instant::now() < deadline, "the child lives on");
+        std::thread::sleep(FENCE_TICK);
+    }
+}
+
+#[test]
+fn ids_of_other_nodes_and_ids_in_use_look_taken() {
+    let mut rig = rig!();
+    let (mut program, _connection) = rig.bound_program(LONG);
+    let slot = NodeSlot::new(3).expect("slot");
+    assert_eq!(program.call(&format!("parse {OPEN} 00000004")), "-");
+    rig.sidecar.page.set_allocator(slot, b"\x0a\x0b\x0c").expect("fits");
+    rig.sidecar.page.set_id(0x13);
+    for lookup in ["parse", "fetch"] {
+        assert_eq!(program.call(&format!("{lookup} {OPEN} 00000004")), "0a0b0c", "another node's");
+        assert_eq!(program.call(&format!("{lookup} {OPEN} 00000003")), "-", "free");
+        assert_eq!(program.call(&format!("{lookup} {OPEN} 00000013")), "0a0b0c", "tracked");
+        assert_eq!(program.call(&format!("{lookup} {OPEN} {FILE_ID}")), "-", "not an open");
+        assert_eq!(program.call(&format!("{lookup} {TCON} 00000004")), "-", "not an open");
+    }
+    assert_eq!(program.call(&store(OPEN, "00000004", "dd")), "ok");
+    assert_eq!(program.call(&format!("parse {OPEN} 00000004")), "dd", "what is there is shown");
+}
+
+#[test]
+fn needed_records_are_the_real_ones() {
+    let mut rig = rig!();
+    let (mut program, _connection) = rig.bound_program(LONG);
+    rig.sidecar.page.set_allocator(NodeSlot::new(3).expect("slot"), b"in use").expect("fits");
+    program.begin(&store(TCON, "00000002", "bb"));
+    let asked = rig.sidecar.next();
+    let key = vec![0, 0, 0, 4];
+    let keys = vec![RecordKey { database: OPEN, key: key.clone() }];
+    asked.connection.reply(asked.request_id, Reply::Need { keys });
+    let records = vec![Record { database: OPEN, key, value: None }];
+    assert_eq!(rig.sidecar.next().request, Request::Records { records });
+}
+
+#[test]
+fn a_program_that_is_executed_belongs_to_no_instance() {
+    let rig = rig!();
+    let mut program = rig.program();
+    assert_eq!(program.call(&format!("printenv {}", frame::RUN_DIR_ENV)), "-");
+}
+
+#[test]
+fn without_a_run_directory_everything_passes() {
+    let rig = rig!();
+    let mut program = Program::start_unprotected();
+    let path = rig.path().join(TCON.file_name());
+    assert_eq!(program.call(&format!("open {}", path.display())), "ok");
+    assert_eq!(program.call(&store(TCON, "00000001", "aa")), "ok");
+    assert_eq!(program.call(&format!("fetch {TCON} 00000001")), "aa");
+}
+
+#[test]
+fn with_an_unusable_run_directory_everything_passes() {
+    let rig = rig!();
+    let mut program = Program::start("not/absolute".as_ref());
+    let path = rig.path().join(TCON.file_name());
+    assert_eq!(program.call(&format!("open {}", path.display())), "ok");
+    assert_eq!(program.call(&store(TCON, "00000001", "aa")), "ok");
+}
+
+fn is_running(pid: &str) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
