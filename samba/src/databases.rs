@@ -6,20 +6,19 @@
 //! - Never two chain locks at once, so no order between them can be wrong.
 //! - See [`crate::tdb`] for when the databases may be open at all.
 
+use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use frame::Database;
-use nix::errno::Errno;
-use nix::sys::signal;
-use nix::unistd::Pid;
 use statedb::{DurableFileId, FileKey};
 use thiserror::Error;
 
 use crate::file_stat::{FileStat, StatError};
 use crate::image::OpenImage;
-use crate::materialise::{self, Edit, MaterialiseError, Removed};
+use crate::materialise::{self, Edit, MaterialiseError, Removed, Traces};
 use crate::records::{
     BrlockEntry, Holder, LeaseRecord, LockingRecord, NtTime, OpenGlobal, RecordError, ServerId, file_key,
     lease_record_key, open_global_key,
@@ -95,7 +94,8 @@ impl LocalDatabases {
 
     /// Places orphans, so that this smbd can give them back to their clients. One result for each, in order.
     ///
-    /// Placing one that is placed already changes nothing. One that fails leaves nothing behind.
+    /// Placing one that is placed already changes nothing. What a dead process of this smbd has left of one is
+    /// replaced. One that fails leaves nothing behind.
     pub fn materialise(&mut self, orphans: &[Orphan<'_>]) -> Vec<Result<(), PlaceError>> {
         orphans.iter().map(|orphan| self.place(orphan)).collect()
     }
@@ -109,25 +109,27 @@ impl LocalDatabases {
             .to_cookie(self.layout, &image.cookie().stat);
         let local = self.open_global(id)?;
         // A conflict is looked for before anything is stored, and again when the record's lock is held.
-        materialise::place_open_global(local.as_ref(), image, disconnected_at, &stat)?;
+        materialise::place_open_global(local.as_ref(), image, disconnected_at, &stat, is_alive)?;
 
-        let placed = self.place_shared(image).and_then(|()| {
+        let traces = Traces::of(id, local.as_ref());
+        let placed = self.place_shared(image, traces).and_then(|()| {
             let (layout, key) = (self.layout, open_global_key(id));
             edit(&mut self.open_global, &key, self.lock_timeout, |local| {
                 let local = local.map(|value| OpenGlobal::decode(layout, value)).transpose()?;
-                let edit = materialise::place_open_global(local.as_ref(), image, disconnected_at, &stat)?;
+                let edit =
+                    materialise::place_open_global(local.as_ref(), image, disconnected_at, &stat, is_alive)?;
                 Ok((edit.map(|open| open.encode(layout)), ()))
             })
         });
         if placed.is_err() {
             // What cannot be taken back now will be with the next removal; the first error is the one to know.
-            let _ = self.remove_shared(id, image.file());
+            let _ = self.remove_shared(image.file(), traces);
         }
         placed
     }
 
     /// Places an orphan's part of the records that it shares with other opens.
-    fn place_shared(&mut self, image: &OpenImage) -> Result<(), PlaceError> {
+    fn place_shared(&mut self, image: &OpenImage, traces: Traces) -> Result<(), PlaceError> {
         let (layout, timeout) = (self.layout, self.lock_timeout);
         let key = file_key(image.file());
         if let (Some(lease), Some(key)) = (image.lease(), image.lease_record_key()) {
@@ -138,10 +140,10 @@ impl LocalDatabases {
         }
         edit(&mut self.brlock, &key, timeout, |local| {
             let local = BrlockEntry::decode_all(layout, local.unwrap_or_default())?;
-            let edit = materialise::place_byte_range_locks(&local, image);
+            let edit = materialise::place_byte_range_locks(&local, image, traces);
             Ok((edit.map(|locks| BrlockEntry::encode_all(layout, &locks)), ()))
         })?;
-        self.edit_locking(&key, |local| Ok((materialise::place_entry(local, image)?, ())))
+        self.edit_locking(&key, |local| Ok((materialise::place_entry(local, image, traces)?, ())))
     }
 
     /// Removes an orphan: its time is up, or another node has given it to its client.
@@ -149,26 +151,26 @@ impl LocalDatabases {
     /// Touches nothing if a client has it here. Removing one that is not here is no error.
     pub fn remove(&mut self, id: DurableFileId, file: FileKey) -> Result<Removed, PlaceError> {
         let (layout, key) = (self.layout, open_global_key(id));
-        let removed = edit(&mut self.open_global, &key, self.lock_timeout, |local| {
+        let (removed, traces) = edit(&mut self.open_global, &key, self.lock_timeout, |local| {
             let local = local.map(|value| OpenGlobal::decode(layout, value)).transpose()?;
-            let (edit, removed) = materialise::remove_open_global(local.as_ref());
-            Ok((edit.map(|open| open.encode(layout)), removed))
+            let (edit, removed) = materialise::remove_open_global(local.as_ref(), is_alive);
+            Ok((edit.map(|open| open.encode(layout)), (removed, Traces::of(id, local.as_ref()))))
         })?;
         if removed != Removed::Claimed {
-            self.remove_shared(id, file)?;
+            self.remove_shared(file, traces)?;
         }
         Ok(removed)
     }
 
-    /// Removes a disconnected open's part of the records that it shares with other opens.
-    fn remove_shared(&mut self, id: DurableFileId, file: FileKey) -> Result<(), PlaceError> {
+    /// Removes an open's part of the records that it shares with other opens.
+    fn remove_shared(&mut self, file: FileKey, traces: Traces) -> Result<(), PlaceError> {
         let (layout, timeout) = (self.layout, self.lock_timeout);
         let key = file_key(file);
-        let lease = self.edit_locking(&key, |local| {
-            let removal = materialise::remove_entry(local, id, file)?;
+        let unused_lease = self.edit_locking(&key, |local| {
+            let removal = materialise::remove_entry(local, file, traces)?;
             Ok((removal.edit, removal.unused_lease))
         })?;
-        if let Some((client_guid, lease_key)) = lease {
+        if let Some((client_guid, lease_key)) = unused_lease {
             edit(&mut self.leases, &lease_record_key(client_guid, lease_key), timeout, |local| {
                 let local = local.map(|value| LeaseRecord::decode(layout, value)).transpose()?;
                 Ok((materialise::remove_lease_file(local, file).map(|lease| lease.encode(layout)), ()))
@@ -176,7 +178,7 @@ impl LocalDatabases {
         }
         edit(&mut self.brlock, &key, timeout, |local| {
             let local = BrlockEntry::decode_all(layout, local.unwrap_or_default())?;
-            let edit = materialise::remove_byte_range_locks(&local, id);
+            let edit = materialise::remove_byte_range_locks(&local, traces);
             Ok((edit.map(|locks| BrlockEntry::encode_all(layout, &locks)), ()))
         })
     }
@@ -228,12 +230,15 @@ fn edit<R>(
     Ok(result)
 }
 
-/// Whether a process of this host still exists. When in doubt, it does.
+/// Whether a process of this host still runs. When in doubt, it does.
+///
+/// One that has ended and was not reaped yet does not run, although a signal can still be sent to it.
 fn is_alive(holder: ServerId) -> bool {
-    let Ok(pid) = i32::try_from(holder.pid) else {
-        return false;
-    };
-    signal::kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH)
+    match fs::read_to_string(format!("/proc/{}/stat", holder.pid)) {
+        // The state follows the name, which is in parentheses and may have some itself.
+        Ok(stat) => !stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with(['Z', 'X'])),
+        Err(error) => error.kind() != ErrorKind::NotFound,
+    }
 }
 
 /// An open cannot be placed, removed or looked up.

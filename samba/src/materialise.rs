@@ -20,7 +20,8 @@
 //!
 //! - What belongs to other opens is never changed, except what all opens of a file have in common.
 //! - An open that is stored already is left alone, so doing it twice is doing it once.
-//! - A record of another open under the same persistent id is a conflict, never overwritten.
+//! - A record of another open under the same persistent id is a conflict, never overwritten; neither is one of
+//!   the same open that a living process holds. What a dead process has left of the open is replaced.
 //! - While a process holds the lock of a share-mode record nobody else changes it.
 
 use statedb::{ClientGuid, DurableFileId, FileKey, LeaseKey, LeaseState};
@@ -29,7 +30,7 @@ use thiserror::Error;
 use crate::image::OpenImage;
 use crate::records::{
     BrlockEntry, CookieStat, DurableCookie, Holder, LeaseRecord, LockingRecord, NtTime, OpenGlobal, ServerId,
-    ShareModeData, ShareModeEntry, ShareModeLock,
+    ShareModeData, ShareModeEntry, ShareModeLock, ShareModes, UnixMicros,
 };
 
 /// What becomes of a record.
@@ -54,6 +55,36 @@ impl<T> Edit<T> {
     }
 }
 
+/// How an open that nobody holds is recognised in the records that it shares with others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Traces {
+    id: DurableFileId,
+    /// The dead process that holds the open by its own record, and when the open was made.
+    left_by: Option<(ServerId, UnixMicros)>,
+}
+
+impl Traces {
+    /// The traces of an open whose own record here is `local`. No living process may hold it.
+    #[must_use]
+    pub fn of(id: DurableFileId, local: Option<&OpenGlobal>) -> Self {
+        let left_by = local.and_then(|open| match open.holder() {
+            Holder::Process(server_id) => Some((server_id, open.open_time.to_unix_micros())),
+            Holder::Disconnected => None,
+        });
+        Self { id, left_by }
+    }
+
+    fn has_entry(&self, entry: &ShareModeEntry) -> bool {
+        entry.is_disconnected(self.id) || self.left_by == Some((entry.server_id, entry.time))
+    }
+
+    fn has_lock(&self, lock: &BrlockEntry) -> bool {
+        let is_nobodys = lock.server_id == ServerId::DISCONNECTED
+            || self.left_by.is_some_and(|(server_id, _)| lock.server_id == server_id);
+        lock.smblctx == self.id.0 && is_nobodys
+    }
+}
+
 /// The open's own record on a survivor, where `local` is the record under its key now and `stat` what smbd is
 /// going to find when it looks at the file.
 pub fn place_open_global(
@@ -61,19 +92,22 @@ pub fn place_open_global(
     image: &OpenImage,
     disconnected_at: NtTime,
     stat: &CookieStat,
+    is_alive: impl Fn(ServerId) -> bool,
 ) -> Result<Edit<OpenGlobal>, MaterialiseError> {
-    let Some(local) = local else {
-        return Ok(Edit::Store(disconnected(image, disconnected_at, stat)));
-    };
     let orphan = image.open_global();
-    let is_same_open = local.open_persistent_id == orphan.open_persistent_id
-        && local.create_guid == orphan.create_guid
-        && local.open_time == orphan.open_time
-        && local.open_owner == orphan.open_owner;
-    if is_same_open && local.holder() == Holder::Disconnected {
-        Ok(Edit::Keep)
-    } else {
-        Err(MaterialiseError::Conflict { id: orphan.open_persistent_id, holder: local.server_id })
+    let is_same_open = |local: &OpenGlobal| {
+        local.open_persistent_id == orphan.open_persistent_id
+            && local.create_guid == orphan.create_guid
+            && local.open_time == orphan.open_time
+            && local.open_owner == orphan.open_owner
+    };
+    match local.map(|local| (local.holder(), is_same_open(local))) {
+        Some((Holder::Disconnected, true)) => Ok(Edit::Keep),
+        Some((Holder::Process(server_id), true)) if !is_alive(server_id) => {
+            Ok(Edit::Store(disconnected(image, disconnected_at, stat)))
+        }
+        Some((holder, _)) => Err(MaterialiseError::Conflict { id: orphan.open_persistent_id, holder }),
+        None => Ok(Edit::Store(disconnected(image, disconnected_at, stat))),
     }
 }
 
@@ -95,6 +129,7 @@ fn disconnected(image: &OpenImage, disconnected_at: NtTime, stat: &CookieStat) -
 pub fn place_entry(
     local: Option<LockingRecord>,
     image: &OpenImage,
+    traces: Traces,
 ) -> Result<Edit<LockingRecord>, MaterialiseError> {
     let id = image.durable_file_id();
     let mut record = local.unwrap_or_default();
@@ -105,6 +140,7 @@ pub fn place_entry(
 
     let lock = record.lock.get_or_insert_with(|| fresh_lock(image.data()));
     let share_modes = lock.share_modes.get_or_insert_default();
+    share_modes.entries.retain(|entry| !traces.has_entry(entry));
     share_modes.entries.push(ShareModeEntry {
         server_id: ServerId::DISCONNECTED,
         share_file_id: id.0,
@@ -206,15 +242,18 @@ pub fn place_lease(local: Option<LeaseRecord>, orphan: &LeaseRecord) -> Edit<Lea
 
 /// The byte-range locks of a file on a survivor with those of this orphan among them.
 #[must_use]
-pub fn place_byte_range_locks(local: &[BrlockEntry], image: &OpenImage) -> Edit<Vec<BrlockEntry>> {
-    let id = image.durable_file_id();
+pub fn place_byte_range_locks(
+    local: &[BrlockEntry],
+    image: &OpenImage,
+    traces: Traces,
+) -> Edit<Vec<BrlockEntry>> {
     let orphaned = image.byte_range_locks().iter().map(|lock| BrlockEntry {
         tid: 0,
         server_id: ServerId::DISCONNECTED,
         fnum: 0,
         ..*lock
     });
-    let others = local.iter().copied().filter(|lock| !is_orphaned(lock, id));
+    let others = local.iter().copied().filter(|lock| !traces.has_lock(lock));
     let locks: Vec<_> = others.chain(orphaned).collect();
     if locks.len() == local.len() && locks.iter().all(|lock| local.contains(lock)) {
         Edit::Keep
@@ -223,16 +262,12 @@ pub fn place_byte_range_locks(local: &[BrlockEntry], image: &OpenImage) -> Edit<
     }
 }
 
-fn is_orphaned(lock: &BrlockEntry, id: DurableFileId) -> bool {
-    lock.server_id == ServerId::DISCONNECTED && lock.smblctx == id.0
-}
-
 /// What was found of an open that is to be removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Removed {
-    /// It was disconnected and is gone.
+    /// Nobody held it, and it is gone.
     Removed,
-    /// There was nothing of it.
+    /// There was no record of it.
     Absent,
     /// A client has it here. Nothing was touched.
     Claimed,
@@ -240,11 +275,14 @@ pub enum Removed {
 
 /// What becomes of the open's own record when the open is removed.
 #[must_use]
-pub fn remove_open_global(local: Option<&OpenGlobal>) -> (Edit<OpenGlobal>, Removed) {
+pub fn remove_open_global(
+    local: Option<&OpenGlobal>,
+    is_alive: impl Fn(ServerId) -> bool,
+) -> (Edit<OpenGlobal>, Removed) {
     match local.map(OpenGlobal::holder) {
         None => (Edit::Keep, Removed::Absent),
-        Some(Holder::Disconnected) => (Edit::Delete, Removed::Removed),
-        Some(Holder::Process(_)) => (Edit::Keep, Removed::Claimed),
+        Some(Holder::Process(server_id)) if is_alive(server_id) => (Edit::Keep, Removed::Claimed),
+        Some(Holder::Process(_) | Holder::Disconnected) => (Edit::Delete, Removed::Removed),
     }
 }
 
@@ -257,14 +295,15 @@ pub struct EntryRemoval {
     pub unused_lease: Option<(ClientGuid, LeaseKey)>,
 }
 
-/// The share modes of a file without a disconnected open.
+/// The share modes of a file without an open that nobody holds.
 pub fn remove_entry(
     local: Option<LockingRecord>,
-    id: DurableFileId,
     file: FileKey,
+    traces: Traces,
 ) -> Result<EntryRemoval, MaterialiseError> {
     let mut record = local.unwrap_or_default();
-    if !record.has_disconnected(id) {
+    let has_entry = |modes: &ShareModes| modes.entries.iter().any(|entry| traces.has_entry(entry));
+    if !record.share_modes().is_some_and(has_entry) {
         return Ok(EntryRemoval { edit: Edit::Keep, unused_lease: None });
     }
     refuse_locked(&record, file)?;
@@ -272,7 +311,7 @@ pub fn remove_entry(
     let mut unused_lease = None;
     if let Some(lock) = &mut record.lock {
         if let Some(share_modes) = &mut lock.share_modes {
-            for entry in share_modes.entries.extract_if(.., |entry| entry.is_disconnected(id)) {
+            for entry in share_modes.entries.extract_if(.., |entry| traces.has_entry(entry)) {
                 unused_lease = entry.lease();
             }
             if share_modes.entries.iter().any(|entry| entry.lease() == unused_lease) {
@@ -306,10 +345,10 @@ pub fn remove_lease_file(local: Option<LeaseRecord>, file: FileKey) -> Edit<Leas
     }
 }
 
-/// The byte-range locks of a file without those of a disconnected open.
+/// The byte-range locks of a file without those of an open that nobody holds.
 #[must_use]
-pub fn remove_byte_range_locks(local: &[BrlockEntry], id: DurableFileId) -> Edit<Vec<BrlockEntry>> {
-    let locks: Vec<_> = local.iter().copied().filter(|lock| !is_orphaned(lock, id)).collect();
+pub fn remove_byte_range_locks(local: &[BrlockEntry], traces: Traces) -> Edit<Vec<BrlockEntry>> {
+    let locks: Vec<_> = local.iter().copied().filter(|lock| !traces.has_lock(lock)).collect();
     if locks.len() == local.len() {
         Edit::Keep
     } else if locks.is_empty() {
@@ -322,16 +361,16 @@ pub fn remove_byte_range_locks(local: &[BrlockEntry], id: DurableFileId) -> Edit
 /// An orphan cannot be placed or removed, or not now.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum MaterialiseError {
-    /// Another open has the same persistent id here.
+    /// Another open has the same persistent id here, or a living process still has this one.
     #[error(
-        "open {id} cannot be stored: this node has another open under the same persistent id (holder: {holder}); \
-         are the nodes' ids partitioned by the shim on every node?"
+        "open {id} cannot be stored: there is an open under the same persistent id here (holder: {holder}); \
+         is the shim loaded into smbd on every node?"
     )]
     Conflict {
         /// The persistent id.
         id: DurableFileId,
-        /// Who has the other open.
-        holder: ServerId,
+        /// Who has it.
+        holder: Holder,
     },
     /// A process is in the middle of changing the share modes. Try again.
     #[error("process {holder} is changing the share modes of file {file}")]

@@ -9,6 +9,8 @@
 //!   opened here only while a running smbd has them open, which [`TdbFile::open`] checks, and they must be
 //!   closed *before* that smbd is started again; else the new one finds the old one's records. Keep a
 //!   [`TdbFile`] for as long as one piece of work takes, not longer, and not twice in one process.
+//! - libtdb keeps a list of the open databases of a process without locking it, so opening and closing is done
+//!   by one thread at a time. And it is never unloaded.
 //! - A chain lock may be held by an smbd that waits for this very process. So every wait for one is bounded,
 //!   and nothing that answers the shim may wait for one.
 
@@ -21,7 +23,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -79,6 +81,10 @@ struct Libtdb {
     store: unsafe extern "C" fn(Context, TdbData, TdbData, c_int) -> c_int,
     delete: unsafe extern "C" fn(Context, TdbData) -> c_int,
     traverse_read: unsafe extern "C" fn(Context, TraverseFn, *mut c_void) -> c_int,
+    /// Whether databases are locked with robust mutexes on this machine.
+    has_robust_mutexes: bool,
+    /// Held while a database is opened or closed.
+    list: Mutex<()>,
     /// The functions are valid while it is loaded.
     _library: Library,
 }
@@ -90,6 +96,8 @@ impl Libtdb {
         // has not changed them since libtdb 1.0 (`tdb_chainlock_nonblock`: 1.0.7).
         unsafe {
             let library = Library::new(LIBRARY).map_err(failed)?;
+            let has_robust_mutexes: unsafe extern "C" fn() -> bool =
+                *library.get(b"tdb_runtime_check_for_robust_mutexes\0").map_err(failed)?;
             Ok(Self {
                 open: *library.get(b"tdb_open\0").map_err(failed)?,
                 close: *library.get(b"tdb_close\0").map_err(failed)?,
@@ -100,21 +108,39 @@ impl Libtdb {
                 store: *library.get(b"tdb_store\0").map_err(failed)?,
                 delete: *library.get(b"tdb_delete\0").map_err(failed)?,
                 traverse_read: *library.get(b"tdb_traverse_read\0").map_err(failed)?,
+                has_robust_mutexes: has_robust_mutexes(),
+                list: Mutex::new(()),
                 _library: library,
             })
         }
     }
 }
 
-/// libtdb, loaded. Cheap to clone.
-#[derive(Clone)]
-pub struct Tdb(Arc<Libtdb>);
+/// libtdb, loaded.
+#[derive(Clone, Copy)]
+pub struct Tdb(&'static Libtdb);
 
 impl Tdb {
-    /// Loads libtdb.
+    /// Loads libtdb, once per process.
+    ///
+    /// Call it before the process has a handler for SIGCHLD of its own: libtdb tries out the machine's mutexes in a child
+    /// process, and leaves a handler behind that calls the one from before.
     pub fn load() -> Result<Self, LibtdbError> {
-        Libtdb::load().map(|libtdb| Self(Arc::new(libtdb)))
+        static LOADED: OnceLock<Libtdb> = OnceLock::new();
+        static LOADING: Mutex<()> = Mutex::new(());
+
+        let _loading = lock(&LOADING);
+        if let Some(libtdb) = LOADED.get() {
+            return Ok(Self(libtdb));
+        }
+        let libtdb = Libtdb::load()?;
+        Ok(Self(LOADED.get_or_init(|| libtdb)))
     }
+}
+
+/// Locks a mutex that protects nothing of ours, so that it cannot be left half changed.
+fn lock(mutex: &Mutex<()>) -> MutexGuard<'_, ()> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// How smbd counts the changes of a database.
@@ -144,7 +170,7 @@ pub struct TdbFile {
 }
 
 // SAFETY: libtdb has no thread-local state and does not care which thread calls it, only that calls on one context do
-// not overlap; every method that calls it takes `&mut self`.
+// not overlap; every method that calls it takes `&mut self`. What contexts share is the list, which has a lock.
 unsafe impl Send for TdbFile {}
 
 impl TdbFile {
@@ -167,13 +193,15 @@ impl TdbFile {
             let context = unsafe { (libtdb.0.open)(name.as_ptr(), 0, flags, libc::O_RDWR, 0) };
             NonNull::new(context).ok_or_else(io::Error::last_os_error)
         };
-        // Mutexes are the default where the machine has robust ones, and both sides must agree; libtdb
-        // says EINVAL when they do not.
-        let context = match open(flags | TDB_MUTEX_LOCKING) {
+        let _list = lock(&libtdb.0.list);
+        // smbd uses mutexes where the machine has robust ones, unless its configuration forbids it. Both
+        // sides must agree; libtdb says EINVAL when they do not.
+        let mutexes = if libtdb.0.has_robust_mutexes { TDB_MUTEX_LOCKING } else { 0 };
+        let context = match open(flags | mutexes) {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => open(flags),
             result => result,
         };
-        Ok(Self { libtdb: libtdb.clone(), context: context.map_err(failed)?, path: path.to_owned() })
+        Ok(Self { libtdb: *libtdb, context: context.map_err(failed)?, path: path.to_owned() })
     }
 
     /// A record's value as it is now.
@@ -259,6 +287,7 @@ impl TdbFile {
 
 impl Drop for TdbFile {
     fn drop(&mut self) {
+        let _list = lock(&self.libtdb.0.list);
         // SAFETY: the context is open and is not used again. Nothing was written that closing could fail to write.
         unsafe { (self.libtdb.0.close)(self.context.as_ptr()) };
     }

@@ -48,6 +48,15 @@ pub enum Holder {
     Disconnected,
 }
 
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Process(server_id) => write!(f, "process {server_id}"),
+            Self::Disconnected => f.write_str("nobody"),
+        }
+    }
+}
+
 /// A security identifier (MS-DTYP 2.4.2).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SecurityId {

@@ -3,7 +3,7 @@
 use frame::Database;
 use samba::OpenImage;
 use samba::materialise::{
-    Edit, EntryRemoval, MaterialiseError, Removed, place_byte_range_locks, place_entry, place_lease,
+    Edit, EntryRemoval, MaterialiseError, Removed, Traces, place_byte_range_locks, place_entry, place_lease,
     place_open_global, remove_byte_range_locks, remove_entry, remove_lease_file, remove_open_global,
 };
 use samba::records::{BrlockEntry, LockingRecord, NtTime, OpenGlobal, ServerId, ShareModeData};
@@ -16,6 +16,19 @@ fn stored<T: std::fmt::Debug>(edit: Edit<T>) -> T {
         Edit::Store(value) => value,
         edit => panic!("nothing is stored: {edit:?}"),
     }
+}
+
+/// What is known of an open of which there is no record.
+fn none(image: &OpenImage) -> Traces {
+    Traces::of(image.durable_file_id(), None)
+}
+
+fn alive(_: ServerId) -> bool {
+    true
+}
+
+fn dead(_: ServerId) -> bool {
+    false
 }
 
 fn locking(situation: &Situation) -> LockingRecord {
@@ -38,7 +51,7 @@ fn orphan_looks_as_smbd_leaves_an_open_after_a_clean_loss() {
 
         let expected = OpenGlobal::decode(LAYOUT, lost.value(Database::OpenGlobal)).unwrap();
         let cookie = expected.backend_cookie.as_ref().unwrap();
-        let placed = place_open_global(None, &image, expected.disconnect_time, &cookie.stat).unwrap();
+        let placed = place_open_global(None, &image, expected.disconnect_time, &cookie.stat, alive).unwrap();
         let mut placed = stored(placed);
         // What only the process itself knew: how often it has stored the record, that the file was written, and
         // which locks had a sequence number.
@@ -48,14 +61,14 @@ fn orphan_looks_as_smbd_leaves_an_open_after_a_clean_loss() {
             cookie.update_write_time_triggered;
         assert_eq!(placed, expected, "{name}");
 
-        let placed = stored(place_entry(None, &image).unwrap());
+        let placed = stored(place_entry(None, &image, none(&image)).unwrap());
         let (placed, expected) = (placed.share_modes().unwrap(), locking(&lost));
         let expected = expected.share_modes().unwrap();
         assert_eq!(placed.entries, expected.entries, "{name}");
         let (placed, expected) = (placed.data.as_ref().unwrap(), expected.data.as_ref().unwrap());
         assert_eq!((placed.flags, &placed.base_name), (expected.flags, &expected.base_name), "{name}");
 
-        let placed = stored(place_byte_range_locks(&[], &image));
+        let placed = stored(place_byte_range_locks(&[], &image, none(&image)));
         assert_eq!(BrlockEntry::encode_all(LAYOUT, &placed), lost.value(Database::Brlock), "{name}");
 
         if let Some(lease) = image.lease() {
@@ -69,12 +82,12 @@ fn orphan_looks_as_smbd_leaves_an_open_after_a_clean_loss() {
 fn placing_twice_is_placing_once() {
     let image = Situation::load("rwh_v2_locks").image();
     let stat = &image.cookie().stat;
-    let open = stored(place_open_global(None, &image, NtTime(1), stat).unwrap());
-    assert_eq!(place_open_global(Some(&open), &image, NtTime(2), stat), Ok(Edit::Keep));
-    let record = stored(place_entry(None, &image).unwrap());
-    assert_eq!(place_entry(Some(record), &image), Ok(Edit::Keep));
-    let locks = stored(place_byte_range_locks(&[], &image));
-    assert_eq!(place_byte_range_locks(&locks, &image), Edit::Keep);
+    let open = stored(place_open_global(None, &image, NtTime(1), stat, alive).unwrap());
+    assert_eq!(place_open_global(Some(&open), &image, NtTime(2), stat, alive), Ok(Edit::Keep));
+    let record = stored(place_entry(None, &image, none(&image)).unwrap());
+    assert_eq!(place_entry(Some(record), &image, none(&image)), Ok(Edit::Keep));
+    let locks = stored(place_byte_range_locks(&[], &image, none(&image)));
+    assert_eq!(place_byte_range_locks(&locks, &image, none(&image)), Edit::Keep);
     let lease = image.lease().unwrap();
     assert_eq!(place_lease(Some(lease.clone()), lease), Edit::Keep);
 }
@@ -84,8 +97,8 @@ fn live_record_under_the_same_id_is_never_overwritten() {
     let situation = Situation::load("rwh_v2_locks");
     let image = situation.image();
     let local = OpenGlobal::decode(LAYOUT, situation.value(Database::OpenGlobal)).unwrap();
-    let error = place_open_global(Some(&local), &image, NtTime(1), &image.cookie().stat).unwrap_err();
-    assert_eq!(error, MaterialiseError::Conflict { id: image.durable_file_id(), holder: local.server_id });
+    let error = place_open_global(Some(&local), &image, NtTime(1), &image.cookie().stat, alive).unwrap_err();
+    assert_eq!(error, MaterialiseError::Conflict { id: image.durable_file_id(), holder: local.holder() });
 }
 
 #[test]
@@ -95,7 +108,7 @@ fn disconnected_record_of_another_open_under_the_same_id_is_never_overwritten() 
     let mut local = OpenGlobal::decode(LAYOUT, situation.value(Database::OpenGlobal)).unwrap();
     local.server_id = ServerId::DISCONNECTED;
     local.create_guid.0[0] ^= 1;
-    let error = place_open_global(Some(&local), &image, NtTime(1), &image.cookie().stat).unwrap_err();
+    let error = place_open_global(Some(&local), &image, NtTime(1), &image.cookie().stat, alive).unwrap_err();
     assert!(matches!(error, MaterialiseError::Conflict { .. }), "{error}");
 }
 
@@ -107,36 +120,35 @@ fn renamed_file_is_opened_by_its_new_name() {
     let modes = record.lock.as_mut().unwrap().share_modes.as_mut().unwrap();
     modes.data.as_mut().unwrap().base_name = Some("renamed.docx".to_owned());
     image.update_locking(Some(&record.encode(LAYOUT))).unwrap();
-    let open = stored(place_open_global(None, &image, NtTime(1), &image.cookie().stat).unwrap());
+    let open = stored(place_open_global(None, &image, NtTime(1), &image.cookie().stat, alive).unwrap());
     assert_eq!(open.backend_cookie.unwrap().base_name, "renamed.docx");
 }
 
 #[test]
 fn orphans_of_one_file_share_its_records_and_leave_it_one_by_one() {
     let [one, other] = two_images();
-    let record = stored(place_entry(None, &one).unwrap());
-    let both = stored(place_entry(Some(record.clone()), &other).unwrap());
+    let record = stored(place_entry(None, &one, none(&one)).unwrap());
+    let both = stored(place_entry(Some(record.clone()), &other, none(&other)).unwrap());
     let entries = &both.share_modes().unwrap().entries;
     let ids: Vec<_> = entries.iter().map(|entry| entry.share_file_id).collect();
     assert!(ids.is_sorted_by(|one, other| one > other), "smbd searches them in descending order: {ids:?}");
     assert_ne!(both.lock.as_ref().unwrap().data_epoch, record.lock.as_ref().unwrap().data_epoch);
 
-    let locks = stored(place_byte_range_locks(&[], &one));
-    let locks = stored(place_byte_range_locks(&locks, &other));
+    let locks = stored(place_byte_range_locks(&[], &one, none(&one)));
+    let locks = stored(place_byte_range_locks(&locks, &other, none(&other)));
     assert_eq!(locks.len(), 2);
 
     // The lease stays while one of them has it.
-    let file = one.file();
-    let removal = remove_entry(Some(both), one.durable_file_id(), file).unwrap();
+    let removal = remove_entry(Some(both), one.file(), none(&one)).unwrap();
     assert_eq!(removal.unused_lease, None);
     let rest = stored(removal.edit);
     assert!(rest.has_disconnected(other.durable_file_id()) && !rest.has_disconnected(one.durable_file_id()));
-    let removal = remove_entry(Some(rest), other.durable_file_id(), file).unwrap();
+    let removal = remove_entry(Some(rest), other.file(), none(&other)).unwrap();
     assert_eq!(removal, EntryRemoval { edit: Edit::Delete, unused_lease: other.entry().lease() });
-    assert_eq!(remove_lease_file(other.lease().cloned(), file), Edit::Delete);
+    assert_eq!(remove_lease_file(other.lease().cloned(), other.file()), Edit::Delete);
 
-    let locks = stored(remove_byte_range_locks(&locks, one.durable_file_id()));
-    assert_eq!(remove_byte_range_locks(&locks, other.durable_file_id()), Edit::Delete);
+    let locks = stored(remove_byte_range_locks(&locks, none(&one)));
+    assert_eq!(remove_byte_range_locks(&locks, none(&other)), Edit::Delete);
 }
 
 /// Flags of all opens together: the most access, the least sharing, the most caching.
@@ -146,7 +158,7 @@ fn flags_are_summed_up_over_all_opens() {
     let local = locking(&Situation::load("batch_v2"));
     let before = local.share_modes().unwrap().data.clone().unwrap();
     assert_eq!(before.flags & ShareModeData::SHARE_WRITE, 0);
-    let placed = stored(place_entry(Some(local), &image).unwrap());
+    let placed = stored(place_entry(Some(local), &image, none(&image)).unwrap());
     let after = placed.share_modes().unwrap().data.clone().unwrap();
     assert_eq!(
         after.flags & (ShareModeData::SHARE_READ | ShareModeData::SHARE_WRITE),
@@ -161,8 +173,8 @@ fn entries_of_others_are_left_alone() {
     let image = Situation::load("rwh_v2_locks").image();
     let local = locking(&Situation::load("batch_v2"));
     let others = local.share_modes().unwrap().entries.clone();
-    let placed = stored(place_entry(Some(local), &image).unwrap());
-    let removal = remove_entry(Some(placed), image.durable_file_id(), image.file()).unwrap();
+    let placed = stored(place_entry(Some(local), &image, none(&image)).unwrap());
+    let removal = remove_entry(Some(placed), image.file(), none(&image)).unwrap();
     assert_eq!(stored(removal.edit).share_modes().unwrap().entries, others);
 }
 
@@ -171,23 +183,23 @@ fn record_that_is_being_changed_is_not_touched() {
     let image = Situation::load("rwh_v2_locks").image();
     let busy = Situation::load("stores_of_a_create");
     let busy = LockingRecord::decode(LAYOUT, busy.values(Database::Locking).next().unwrap()).unwrap();
-    let error = place_entry(Some(busy.clone()), &image).unwrap_err();
+    let error = place_entry(Some(busy.clone()), &image, none(&image)).unwrap_err();
     assert_eq!(error, MaterialiseError::Locked { file: image.file(), holder: busy.lock_holder().unwrap() });
 
     let mut abandoned = busy;
     abandoned.release_dead_holders(|_| false);
-    assert!(place_entry(Some(abandoned), &image).is_ok());
+    assert!(place_entry(Some(abandoned), &image, none(&image)).is_ok());
 }
 
 #[test]
 fn record_that_is_watched_is_not_deleted() {
     let image = Situation::load("rwh_v2_locks").image();
-    let mut record = stored(place_entry(None, &image).unwrap());
+    let mut record = stored(place_entry(None, &image, none(&image)).unwrap());
     let watched = Situation::load("stores_of_a_lease_break");
     let watched =
         watched.values(Database::Locking).map(|value| LockingRecord::decode(LAYOUT, value).unwrap());
     record.watchers = watched.map(|record| record.watchers).find(|watchers| !watchers.is_empty()).unwrap();
-    let removal = remove_entry(Some(record), image.durable_file_id(), image.file()).unwrap();
+    let removal = remove_entry(Some(record), image.file(), none(&image)).unwrap();
     assert!(stored(removal.edit).share_modes().is_none());
 }
 
@@ -195,19 +207,19 @@ fn record_that_is_watched_is_not_deleted() {
 fn claimed_open_is_not_removed() {
     let situation = Situation::load("rwh_v2_locks_reclaimed");
     let local = OpenGlobal::decode(LAYOUT, situation.value(Database::OpenGlobal)).unwrap();
-    assert_eq!(remove_open_global(Some(&local)), (Edit::Keep, Removed::Claimed));
-    assert_eq!(remove_open_global(None), (Edit::Keep, Removed::Absent));
+    assert_eq!(remove_open_global(Some(&local), alive), (Edit::Keep, Removed::Claimed));
+    assert_eq!(remove_open_global(None, alive), (Edit::Keep, Removed::Absent));
     let situation = Situation::load("rwh_v2_locks_disconnected");
     let local = OpenGlobal::decode(LAYOUT, situation.value(Database::OpenGlobal)).unwrap();
-    assert_eq!(remove_open_global(Some(&local)), (Edit::Delete, Removed::Removed));
+    assert_eq!(remove_open_global(Some(&local), alive), (Edit::Delete, Removed::Removed));
 
     // Its entry and its locks are a process's, so they are not found.
     let image = Situation::load("rwh_v2_locks_reclaimed").image();
     let record = locking(&Situation::load("rwh_v2_locks_reclaimed"));
-    let removal = remove_entry(Some(record), image.durable_file_id(), image.file()).unwrap();
+    let removal = remove_entry(Some(record), image.file(), none(&image)).unwrap();
     assert_eq!(removal, EntryRemoval { edit: Edit::Keep, unused_lease: None });
     let locks = image.byte_range_locks();
-    assert_eq!(remove_byte_range_locks(locks, image.durable_file_id()), Edit::Keep);
+    assert_eq!(remove_byte_range_locks(locks, none(&image)), Edit::Keep);
 }
 
 /// A lease that is there already may have been broken since, and stays as it is.
@@ -222,4 +234,29 @@ fn lease_of_this_node_is_not_overwritten() {
     let placed = stored(place_lease(Some(local), orphan));
     assert_eq!((placed.current_state, placed.files.len()), (LeaseState(LeaseState::READ), 2));
     assert_eq!(stored(remove_lease_file(Some(placed), image.file())).files.len(), 1);
+}
+
+/// A process of the survivor itself has died with the open: what it left is not there twice.
+#[test]
+fn what_a_dead_process_has_left_is_replaced() {
+    let situation = Situation::load("rwh_v2_locks");
+    let image = situation.image();
+    let local = OpenGlobal::decode(LAYOUT, situation.value(Database::OpenGlobal)).unwrap();
+    let stat = &image.cookie().stat;
+    let open = stored(place_open_global(Some(&local), &image, NtTime(1), stat, dead).unwrap());
+    assert_eq!(open.server_id, ServerId::DISCONNECTED);
+
+    let traces = Traces::of(image.durable_file_id(), Some(&local));
+    let record = stored(place_entry(Some(locking(&situation)), &image, traces).unwrap());
+    let entries = &record.share_modes().unwrap().entries;
+    assert_eq!(entries.len(), 1);
+    assert!(entries[0].is_disconnected(image.durable_file_id()));
+    let locks = stored(place_byte_range_locks(image.byte_range_locks(), &image, traces));
+    assert_eq!(locks.len(), 2);
+    assert!(locks.iter().all(|lock| lock.server_id == ServerId::DISCONNECTED));
+
+    assert_eq!(remove_open_global(Some(&local), dead), (Edit::Delete, Removed::Removed));
+    let removal = remove_entry(Some(locking(&situation)), image.file(), traces).unwrap();
+    assert_eq!(removal, EntryRemoval { edit: Edit::Delete, unused_lease: image.entry().lease() });
+    assert_eq!(remove_byte_range_locks(image.byte_range_locks(), traces), Edit::Delete);
 }

@@ -1,0 +1,64 @@
+//! What testparm says of an `smb.conf`.
+
+use std::fs;
+use std::path::Path;
+
+use samba::config::{ConfigError, Problem, SambaConfig};
+use statedb::ShareName;
+use tempfile::TempDir;
+
+use crate::instance::{Smbd, samba_is_there};
+
+#[test]
+fn sound_configuration_is_read() {
+    if !samba_is_there() {
+        return;
+    }
+    let smbd = Smbd::start("127.0.41.7");
+    let config = SambaConfig::read(&smbd.conf(), |_| true).unwrap();
+    assert_eq!(config.lock_directory, smbd.lock_directory());
+    let service_path = smbd.share();
+    let shares: Vec<_> = config.shares_at(service_path.to_str().unwrap()).collect();
+    assert_eq!(shares, [&ShareName::new("SHARE")]);
+    assert_eq!(config.shares_at("/elsewhere").count(), 0);
+}
+
+/// Defaults count too: `kernel share modes` and `posix locking` are wrong unless somebody has set them.
+#[test]
+fn everything_wrong_is_reported_at_once() {
+    if !samba_is_there() {
+        return;
+    }
+    let directory = TempDir::new().unwrap();
+    let conf = directory.path().join("smb.conf");
+    let text = "[global]\nkernel oplocks = yes\n[bad]\npath = /tmp\ndurable handles = no\nkernel share modes = yes\n\
+                [good]\npath = /\nkernel oplocks = no\nkernel share modes = no\nposix locking = no\n[left alone]\npath = /\n";
+    fs::write(&conf, text).unwrap();
+    let error = SambaConfig::read(&conf, |share| share.as_str() != "left alone").unwrap_err();
+    let ConfigError::Wrong { problems, .. } = &error else { panic!("{error}") };
+    let options: Vec<_> = problems
+        .0
+        .iter()
+        .map(|Problem::WrongOption { share, option, .. }| (share.as_str(), *option))
+        .collect();
+    assert_eq!(
+        options,
+        [
+            ("bad", "kernel oplocks"),
+            ("bad", "kernel share modes"),
+            ("bad", "posix locking"),
+            ("bad", "durable handles"),
+        ]
+    );
+    let message = error.to_string();
+    assert!(message.contains("[bad] has \"posix locking = Yes\"; set \"posix locking = no\""), "{message}");
+}
+
+#[test]
+fn missing_configuration_is_an_error() {
+    if !samba_is_there() {
+        return;
+    }
+    let error = SambaConfig::read(Path::new("/nonexistent/smb.conf"), |_| true).unwrap_err();
+    assert!(matches!(error, ConfigError::Testparm(_)), "{error}");
+}

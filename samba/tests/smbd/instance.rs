@@ -1,0 +1,186 @@
+//! A private smbd.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{self, Signal};
+use nix::unistd::Pid;
+use samba::tdb::{ChangeCount, Tdb, TdbFile};
+use samba::{Layout, LocalDatabases, SambaVersion};
+use tempfile::TempDir;
+
+use crate::testdata::LAYOUT;
+
+/// How long smbd may take to start or to end.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+const POLL: Duration = Duration::from_millis(20);
+
+/// Whether a test that needs Samba can run. Says so if not, and panics where Samba is required.
+pub(crate) fn samba_is_there() -> bool {
+    let version = SambaVersion::of_smbd(smbd());
+    let known = version.as_ref().is_ok_and(|version| Layout::for_version(version).is_ok());
+    if !known {
+        let found = version.map_or_else(|error| error.to_string(), |version| version.to_string());
+        assert_ne!(std::env::var("HOLDFAST_REQUIRE_SAMBA").as_deref(), Ok("1"), "Samba is required: {found}");
+        eprintln!("skipped: no Samba whose layout is known ({found})");
+    }
+    known
+}
+
+/// smbd, which is not in every user's path.
+fn smbd() -> &'static OsStr {
+    const SBIN: &str = "/usr/sbin/smbd";
+    OsStr::new(if Path::new(SBIN).exists() { SBIN } else { "smbd" })
+}
+
+/// A private smbd with one share. Its directories are its own, and are gone when it is dropped.
+pub(crate) struct Smbd {
+    directory: TempDir,
+    process: Child,
+}
+
+impl Smbd {
+    /// Starts one that listens on `address`, which no other test may use.
+    pub(crate) fn start(address: &str) -> Self {
+        let directory = TempDir::with_prefix("holdfast-smbd-").expect("a temporary directory");
+        let root = directory.path();
+        for name in ["private", "lock", "state", "cache", "pid", "ncalrpc", "share"] {
+            fs::create_dir(root.join(name)).expect("it is new");
+        }
+        let root = root.display();
+        let conf = format!(
+            "[global]\n\
+             server role = standalone server\n\
+             private dir = {root}/private\n\
+             lock directory = {root}/lock\n\
+             state directory = {root}/state\n\
+             cache directory = {root}/cache\n\
+             pid directory = {root}/pid\n\
+             ncalrpc dir = {root}/ncalrpc\n\
+             log file = {root}/log.smbd\n\
+             interfaces = {address}/8\n\
+             bind interfaces only = yes\n\
+             smb ports = {PORT}\n\
+             disable netbios = yes\n\
+             load printers = no\n\
+             printcap name = /dev/null\n\
+             map to guest = Bad User\n\
+             guest account = {user}\n\
+             [share]\n\
+             path = {root}/share\n\
+             guest ok = yes\n\
+             read only = no\n\
+             kernel oplocks = no\n\
+             kernel share modes = no\n\
+             posix locking = no\n",
+            user = nix::unistd::User::from_uid(nix::unistd::getuid())
+                .unwrap()
+                .expect("this user has a name")
+                .name,
+        );
+        fs::write(directory.path().join("smb.conf"), conf).expect("it can be written");
+        let process = Command::new(smbd())
+            .args(["-F", "--no-process-group", "-s"])
+            .arg(directory.path().join("smb.conf"))
+            // smbd ends its whole process group with itself.
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("smbd is there");
+        let smbd = Self { directory, process };
+        let started = Instant::now();
+        while smbd.try_databases().is_err() {
+            assert!(started.elapsed() < PATIENCE, "smbd does not start: {}", smbd.log());
+            thread::sleep(POLL);
+        }
+        smbd
+    }
+
+    pub(crate) fn conf(&self) -> PathBuf {
+        self.directory.path().join("smb.conf")
+    }
+
+    pub(crate) fn share(&self) -> PathBuf {
+        self.directory.path().join("share")
+    }
+
+    pub(crate) fn lock_directory(&self) -> PathBuf {
+        self.directory.path().join("lock")
+    }
+
+    fn try_databases(&self) -> Result<LocalDatabases, samba::LibtdbError> {
+        let libtdb = Tdb::load().expect("libtdb comes with Samba");
+        LocalDatabases::open(&libtdb, &self.lock_directory(), LAYOUT, Duration::from_secs(2))
+    }
+
+    pub(crate) fn databases(&self) -> LocalDatabases {
+        self.try_databases().expect("smbd runs")
+    }
+
+    /// A record of one of its databases.
+    pub(crate) fn record(&self, database: frame::Database, key: &[u8]) -> Option<Vec<u8>> {
+        let libtdb = Tdb::load().expect("libtdb comes with Samba");
+        let path = self.lock_directory().join(database.file_name());
+        let mut file = TdbFile::open(&libtdb, &path, ChangeCount::None).expect("smbd runs");
+        file.fetch(key).expect("it can be read")
+    }
+
+    /// Runs a command of smbclient on the share, and returns whether it went well.
+    pub(crate) fn smbclient(&self, address: &str, command: &str) -> bool {
+        let output = Command::new("smbclient")
+            .args([
+                &format!("//{address}/share"),
+                "-p",
+                &PORT.to_string(),
+                "-N",
+                "-U",
+                "nobody-in-particular%",
+            ])
+            .args(["-t", "20", "-c", command])
+            .output()
+            .expect("smbclient comes with Samba");
+        if !output.status.success() {
+            eprintln!(
+                "{}{}",
+                String::from_utf8_lossy(&output.stdout),
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+        output.status.success()
+    }
+
+    /// Ends it, and waits until it has ended. Its files stay.
+    pub(crate) fn end(&mut self) {
+        let pid = Pid::from_raw(i32::try_from(self.process.id()).expect("a process id"));
+        // It may have ended by itself.
+        let _ = signal::kill(pid, Signal::SIGTERM);
+        let started = Instant::now();
+        while self.process.try_wait().expect("it is our child").is_none() {
+            if started.elapsed() > PATIENCE {
+                let _ = self.process.kill();
+            }
+            thread::sleep(POLL);
+        }
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.directory.path().join("log.smbd")).unwrap_or_default()
+    }
+}
+
+impl Drop for Smbd {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Every instance has an address of its own, so one port will do, and an ordinary user may listen on it.
+const PORT: u16 = 4451;
