@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use statedb::{NodeId, Owner};
+use statedb::{Incarnation, NodeId, Owner};
 
 /// What the leader knows of the liveness of the nodes. A follower has none.
 #[derive(Debug)]
@@ -23,6 +23,8 @@ pub struct Detector {
     condemned: BTreeMap<NodeId, Owner>,
     /// What applies to a node that was not heard of in this leadership.
     first_overdue_at: Instant,
+    /// The incarnations that were up at the last look; none before the first.
+    up_at_last_look: Option<BTreeMap<NodeId, Incarnation>>,
 }
 
 impl Detector {
@@ -34,6 +36,7 @@ impl Detector {
             overdue_at: BTreeMap::new(),
             condemned: BTreeMap::new(),
             first_overdue_at: elected_at + node_down_after_election,
+            up_at_last_look: None,
         }
     }
 
@@ -43,16 +46,33 @@ impl Detector {
         if self.condemned.get(&owner.node) == Some(&owner) {
             return false;
         }
-        let overdue_at = now + self.node_down_after;
-        let known = self.overdue_at.entry(owner.node).or_insert(overdue_at);
-        *known = (*known).max(overdue_at);
+        self.give_time(owner.node, now);
         true
+    }
+
+    fn give_time(&mut self, node: NodeId, now: Instant) {
+        let overdue_at = now + self.node_down_after;
+        let known = self.overdue_at.entry(node).or_insert(overdue_at);
+        *known = (*known).max(overdue_at);
     }
 
     /// Which of the incarnations that are up now have been silent for too long. They are condemned with that.
     pub fn overdue(&mut self, up: impl IntoIterator<Item = Owner>, now: Instant) -> Vec<Owner> {
+        let up: BTreeMap<NodeId, Incarnation> =
+            up.into_iter().map(|owner| (owner.node, owner.incarnation)).collect();
+        if let Some(before) = &self.up_at_last_look {
+            // An incarnation that was not there before has registered with this leader: word from its node,
+            // although no question was asked yet. Those that the first look finds belong to an earlier
+            // leadership.
+            let registered = up.iter().filter(|&(node, incarnation)| before.get(node) != Some(incarnation));
+            let registered: Vec<NodeId> = registered.map(|(&node, _)| node).collect();
+            registered.into_iter().for_each(|node| self.give_time(node, now));
+        }
+        self.up_at_last_look = Some(up.clone());
+
         let mut overdue = Vec::new();
-        for owner in up {
+        for (node, incarnation) in up {
+            let owner = Owner { node, incarnation };
             let overdue_at = self.overdue_at.get(&owner.node).copied().unwrap_or(self.first_overdue_at);
             if now >= overdue_at.max(self.first_overdue_at) {
                 self.condemned.insert(owner.node, owner);
@@ -77,7 +97,6 @@ impl Detector {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use statedb::Incarnation;
 
     const AFTER_ELECTION: Duration = Duration::from_millis(260);
     const AFTER: Duration = Duration::from_millis(500);
@@ -102,6 +121,19 @@ mod tests {
         let mut detector = Detector::new(start, AFTER_ELECTION, AFTER);
         assert_eq!(detector.overdue([owner(1, 1)], start + AFTER_ELECTION - Duration::from_millis(1)), []);
         assert_eq!(detector.overdue([owner(1, 1)], start + AFTER_ELECTION), [owner(1, 1)]);
+    }
+
+    #[test]
+    fn an_incarnation_that_registers_later_gets_its_full_time() {
+        let start = Instant::now();
+        let mut detector = Detector::new(start, AFTER_ELECTION, AFTER);
+        let late = start + Duration::from_secs(10);
+        assert_eq!(detector.overdue([], late), []);
+        let registered = late + Duration::from_secs(1);
+        assert_eq!(detector.overdue([owner(1, 1)], registered), []);
+        assert_eq!(detector.overdue([owner(1, 1)], registered + AFTER - Duration::from_millis(1)), []);
+        assert_eq!(detector.overdue([owner(1, 1)], registered + AFTER), [owner(1, 1)]);
+        assert_eq!(detector.overdue([owner(1, 2)], registered + 2 * AFTER), [], "its successor");
     }
 
     #[test]
