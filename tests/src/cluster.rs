@@ -11,18 +11,20 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use proto::pb::ops::v1::{StatusRequest, StatusResponse, ops_client::OpsClient};
 use tempfile::TempDir;
 use tokio::time;
-use tonic::transport::Endpoint;
+use tonic::transport::{Channel, Endpoint};
 
 use crate::{
     net,
     process::{ProcessError, ProcessGroup, last_lines},
     samba::{SambaError, SambaSite, SambaTools, Smbd, SmbdOptions},
+    smb_client::Credentials,
 };
 
 /// Makes a harness program behave as `holdfast`.
@@ -40,6 +42,8 @@ const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Between two looks at something that should become true.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
+
+const WITHOUT_SAMBA: &str = "this cluster was started without Samba";
 
 /// What a cluster consists of.
 #[derive(Clone, Debug)]
@@ -134,7 +138,7 @@ pub struct Cluster {
     // First, so that no process is left when the directories go.
     nodes: Vec<Node>,
     program: PathBuf,
-    site: Option<SambaSite>,
+    site: Option<Arc<SambaSite>>,
     /// Data, run directories and logs of the sidecars.
     _dir: TempDir,
 }
@@ -158,10 +162,10 @@ impl Cluster {
             .map_err(prepare(&std::env::temp_dir()))?;
         // `smbd` processes that work for an ordinary user must reach the run directory.
         make_accessible(dir.path())?;
-        let site = options.samba.clone().map(SambaSite::new).transpose()?;
+        let site = options.samba.clone().map(SambaSite::new).transpose()?.map(Arc::new);
         let addresses: Vec<SocketAddr> = (0..options.nodes).map(|_| net::free_endpoint()).collect();
         let nodes = (0..options.nodes)
-            .map(|index| Node::prepare(index, dir.path(), &addresses, site.as_ref(), &options))
+            .map(|index| Node::prepare(index, dir.path(), &addresses, site.as_deref(), &options))
             .collect::<Result<_, _>>()?;
         let mut cluster = Self { nodes, program: options.program, site, _dir: dir };
 
@@ -185,14 +189,32 @@ impl Cluster {
         self.nodes.is_empty()
     }
 
-    /// The share, its user and its files; `None` in a cluster without Samba.
-    pub fn site(&self) -> Option<&SambaSite> {
-        self.site.as_ref()
+    /// The share, its user and its files. May be kept while the cluster is changed.
+    ///
+    /// # Panics
+    /// In a cluster without Samba, as all methods about Samba do.
+    pub fn site(&self) -> Arc<SambaSite> {
+        Arc::clone(self.site.as_ref().expect(WITHOUT_SAMBA))
     }
 
-    /// A node's `smbd`; `None` in a cluster without Samba.
-    pub fn smbd(&self, node: usize) -> Option<&Smbd> {
-        self.nodes[node].smbd.as_ref()
+    /// Who may log in at every node.
+    pub fn credentials(&self) -> Credentials {
+        self.site().credentials()
+    }
+
+    /// Where a node's `smbd` listens.
+    pub fn smb_address(&self, node: usize) -> SocketAddr {
+        self.smbd(node).address()
+    }
+
+    /// What to tree connect to at a node.
+    pub fn share(&self, node: usize) -> String {
+        self.smbd(node).share()
+    }
+
+    /// A node's `smbd`.
+    pub fn smbd(&self, node: usize) -> &Smbd {
+        self.nodes[node].smbd.as_ref().expect(WITHOUT_SAMBA)
     }
 
     /// Where a node's sidecar listens for its peers and for operators.
@@ -282,14 +304,20 @@ impl Cluster {
 
     /// What a node's sidecar knows of the cluster.
     pub async fn status(&self, node: usize) -> Result<StatusResponse, ClusterError> {
-        let no_status = |source| ClusterError::NoStatus { node, source };
-        let endpoint = Endpoint::from_shared(format!("http://{}", self.nodes[node].address))
-            .map_err(|err| no_status(err.into()))?
-            .connect_timeout(STATUS_TIMEOUT)
-            .timeout(STATUS_TIMEOUT);
-        let channel = endpoint.connect().await.map_err(|err| no_status(err.into()))?;
-        let answer = OpsClient::new(channel).status(StatusRequest {}).await;
-        answer.map(tonic::Response::into_inner).map_err(|err| no_status(err.into()))
+        let answer = self.operator(node).await?.status(StatusRequest {}).await;
+        answer
+            .map(tonic::Response::into_inner)
+            .map_err(|err| ClusterError::NoStatus { node, source: err.into() })
+    }
+
+    /// A connection to a node's sidecar, as an operator has it. Every request on it is bounded in time.
+    pub async fn operator(&self, node: usize) -> Result<OpsClient<Channel>, ClusterError> {
+        let connect = async {
+            let endpoint = Endpoint::from_shared(format!("http://{}", self.nodes[node].address))?;
+            endpoint.connect_timeout(STATUS_TIMEOUT).timeout(STATUS_TIMEOUT).connect().await
+        };
+        let channel = connect.await.map_err(|err| ClusterError::NoStatus { node, source: err.into() })?;
+        Ok(OpsClient::new(channel))
     }
 
     /// The node that leads, once a majority of all nodes says so.
@@ -408,7 +436,7 @@ pub fn node_id(node: usize) -> u64 {
 }
 
 /// The other way round.
-fn node_index(id: u64) -> Option<usize> {
+pub(crate) fn node_index(id: u64) -> Option<usize> {
     usize::try_from(id.checked_sub(1)?).ok()
 }
 

@@ -8,4 +8,16 @@ pub mod proxy;
 pub mod samba;
 pub mod smb_client;
 pub mod smbtorture;
+pub mod story;
 pub mod workload;
+
+use std::process::ExitCode;
+
+/// Runs this process as `holdfast` if it was started to be that, and returns its exit code then.
+///
+/// The first thing that the `main` of every program of the harness does. So a [`cluster::Cluster`] needs no
+/// second binary beside it, which `cargo run --bin` would not have built.
+pub fn sidecar_main_if_asked() -> Option<ExitCode> {
+    let asked = std::env::var(cluster::RUN_AS).is_ok_and(|value| value == cluster::RUN_AS_HOLDFAST);
+    asked.then(node::cli::main)
+}

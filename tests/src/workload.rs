@@ -21,17 +21,52 @@ use crate::smb_client::{
 /// Requests that one client has under way at a time.
 const PIPELINED: usize = 4;
 
-/// What every third file has locked.
+/// What a client locks, if it locks.
 const LOCKED_RANGE: (u64, u64) = (10, 5);
 
-/// Every kind of open that a node's death must not take away.
-fn request(number: usize, path: &str) -> CreateRequest {
-    let request = CreateRequest::new(path);
-    match number % 4 {
-        0 => request.with_lease(Lease::request(LeaseState::READ_WRITE_HANDLE)).durable_v2(),
-        1 => request.with_oplock(OplockLevel::Batch).durable_v2(),
-        2 => request.with_lease(Lease::request(LeaseState::READ_WRITE_HANDLE)).durable_v1(),
-        _ => request.with_oplock(OplockLevel::Batch).durable_v1(),
+/// An open that a client wants, and what it does with it.
+#[derive(Clone, Debug)]
+pub struct Wish {
+    /// The CREATE. What it asks for must be something that a node's death may not take away.
+    pub request: CreateRequest,
+    /// Lock some bytes.
+    pub lock: bool,
+    /// Write this at the file's beginning.
+    pub write: Option<Vec<u8>>,
+}
+
+impl Wish {
+    /// Every kind of open in turn, a third of them with a lock, a fifth with data.
+    fn numbered(prefix: &str, number: usize) -> Self {
+        let path = format!("{prefix}-{number}");
+        let write = number.is_multiple_of(5).then(|| path.clone().into_bytes());
+        let request = CreateRequest::new(path);
+        let request = match number % 4 {
+            0 => request.with_lease(Lease::request(LeaseState::READ_WRITE_HANDLE)).durable_v2(),
+            1 => request.with_oplock(OplockLevel::Batch).durable_v2(),
+            2 => request.with_lease(Lease::request(LeaseState::READ_WRITE_HANDLE)).durable_v1(),
+            _ => request.with_oplock(OplockLevel::Batch).durable_v1(),
+        };
+        Self { request, lock: number.is_multiple_of(3), write }
+    }
+
+    /// Opens, locks and writes as wished. An error means that not even the open was granted; a lock or write
+    /// that fails is merely not promised.
+    ///
+    /// # Panics
+    /// When the open is granted and is not durable: then there is nothing to test.
+    pub async fn obtain(self, share: &Tree) -> Result<Promise, SmbError> {
+        let open = share.create(self.request).await?;
+        assert!(open.is_durable(), "not durable: {open:?}");
+        let mut promise = Promise { open, locked: false, written: None };
+        if self.lock {
+            let (offset, length) = LOCKED_RANGE;
+            promise.locked = promise.open.lock(&[LockElement::exclusive(offset, length)]).await.is_ok();
+        }
+        if let Some(data) = self.write {
+            promise.written = promise.open.write(0, &data).await.is_ok().then_some(data);
+        }
+        Ok(promise)
     }
 }
 
@@ -40,37 +75,15 @@ fn request(number: usize, path: &str) -> CreateRequest {
 pub struct Promise {
     /// The open as it was granted.
     pub open: Opened,
-    /// Whether [`LOCKED_RANGE`] was locked.
+    /// Whether the bytes were locked.
     pub locked: bool,
     /// What was written at the file's beginning.
     pub written: Option<Vec<u8>>,
 }
 
 impl Promise {
-    /// Opens the file of a number, and on some of them locks and writes. `None` if the connection was lost
-    /// before even the open was granted.
-    async fn obtain(share: &Tree, prefix: &str, number: usize) -> Result<Option<Self>, SmbError> {
-        let path = format!("{prefix}-{number}");
-        let open = match share.create(request(number, &path)).await {
-            Ok(open) => open,
-            Err(SmbError::Disconnected { .. }) => return Ok(None),
-            Err(err) => return Err(err),
-        };
-        assert!(open.is_durable(), "{path} was opened and is not durable: {:?}", open.response());
-        let mut promise = Self { open, locked: false, written: None };
-        if number.is_multiple_of(3) {
-            let (offset, length) = LOCKED_RANGE;
-            promise.locked = promise.open.lock(&[LockElement::exclusive(offset, length)]).await.is_ok();
-        }
-        if number.is_multiple_of(5) {
-            let data = path.into_bytes();
-            promise.written = promise.open.write(0, &data).await.is_ok().then_some(data);
-        }
-        Ok(Some(promise))
-    }
-
     /// Claims the open on another connection, and says what is missing if not everything is as promised.
-    async fn claim(&self, share: &Tree) -> Result<Opened, BrokenPromise> {
+    pub async fn claim(&self, share: &Tree) -> Result<Opened, BrokenPromise> {
         let id = self.open.file_id().persistent;
         let broken = |what: String| BrokenPromise { id, what };
         let refused = |what: &str| {
@@ -138,12 +151,15 @@ impl Holder {
         let share = session.tree_connect(share).await?;
         let promises = stream::iter(0..)
             .take_until(session.ended())
-            .map(|number| Promise::obtain(&share, name, number))
+            .map(|number| Wish::numbered(name, number).obtain(&share))
             .buffer_unordered(PIPELINED)
-            // What was granted before the loss counts, although its lock or write may have failed by it.
-            .try_filter_map(|promise| {
-                granted.fetch_add(usize::from(promise.is_some()), Ordering::Relaxed);
-                ready(Ok(promise))
+            .filter_map(|obtained| {
+                granted.fetch_add(usize::from(obtained.is_ok()), Ordering::Relaxed);
+                ready(match obtained {
+                    // What was under way when the connection was lost is nobody's.
+                    Err(SmbError::Disconnected { .. }) => None,
+                    obtained => Some(obtained),
+                })
             })
             .try_collect()
             .await?;

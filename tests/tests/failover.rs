@@ -10,13 +10,17 @@ use std::{
 };
 
 use harness::{
+    cluster::{Cluster, ClusterOptions},
     proxy::{Kill, Mode, Proxy},
     samba::{SambaSite, SambaTools, Smbd, SmbdOptions, samba_or_skip},
-    smb_client::Client,
+    smb_client::{Client, Credentials, NtStatus},
     smbtorture::{self, Verdict},
     workload::Holder,
 };
 use tokio::sync::Mutex;
+
+/// The program that can be `holdfast`.
+const PROGRAM: &str = env!("CARGO_BIN_EXE_demo");
 
 /// The tests of `smbtorture` that lose a connection and reclaim on the next, and pass on one Samba.
 const RECLAIM_TESTS: [&str; 5] = [
@@ -53,7 +57,7 @@ const OPENS_MIN: usize = 200;
 
 /// Lets several clients open files on a node, kills it in the midst of that, and returns what they hold.
 async fn fill_and_kill(
-    site: &SambaSite,
+    credentials: Credentials,
     server: SocketAddr,
     share: &str,
     kill: impl AsyncFnOnce(),
@@ -61,7 +65,7 @@ async fn fill_and_kill(
     let granted = Arc::new(AtomicUsize::new(0));
     let fillers: Vec<_> = (0..CLIENTS)
         .map(|number| {
-            let (client, share) = (Client::new(site.credentials()), share.to_owned());
+            let (client, share) = (Client::new(credentials.clone()), share.to_owned());
             let (name, granted) = (format!("client{number}"), Arc::clone(&granted));
             tokio::spawn(async move { Holder::fill(client, server, &share, &name, &granted).await })
         })
@@ -88,7 +92,7 @@ async fn without_holdfast_a_killed_node_takes_every_durable_open_along() {
     let (site, mut nodes) = plain_nodes(tools, 2).await;
     let [dying, survivor] = &mut nodes[..] else { unreachable!("two were asked for") };
     let (address, share) = (dying.address(), dying.share());
-    let holders = fill_and_kill(&site, address, &share, async || dying.kill().unwrap()).await;
+    let holders = fill_and_kill(site.credentials(), address, &share, async || dying.kill().unwrap()).await;
 
     let mut promised = 0;
     for holder in &holders {
@@ -125,5 +129,65 @@ async fn without_holdfast_smbtorture_passes_on_one_node_and_fails_over_a_kill() 
             assert_eq!(report.verdict, expected, "{context}");
             assert_eq!(proxy.backend_of(2), Some(backend_of_second), "{context}");
         }
+    }
+}
+
+/// Promise 1 and promise 2, against real `smbd`s: five clients open files with all kinds of durability, lock
+/// and write, until their node dies with its sidecar. All that was acknowledged comes back on one survivor,
+/// once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_acknowledged_open_survives_the_kill_of_its_node() {
+    let Some(tools) = samba_or_skip() else { return };
+    let mut cluster = Cluster::start(ClusterOptions::with_samba(PROGRAM, tools)).await.unwrap();
+    let (owner, survivor, bystander) = (0, 1, 2);
+    let credentials = cluster.credentials();
+    let (address, share) = (cluster.smb_address(owner), cluster.share(owner));
+    let kill = async || cluster.kill(owner).unwrap();
+    let holders = fill_and_kill(credentials.clone(), address, &share, kill).await;
+    let promised: usize = holders.iter().map(|holder| holder.promises.len()).sum();
+
+    let (address, share) = (cluster.smb_address(survivor), cluster.share(survivor));
+    let claims = holders.iter().map(|holder| holder.claim_all(address, &share));
+    let claims = futures::future::try_join_all(claims).await.unwrap();
+    let broken: Vec<_> = claims.iter().flat_map(|claims| &claims.broken).collect();
+    assert!(broken.is_empty(), "{} of {promised} promises were broken: {broken:#?}", broken.len());
+
+    for holder in &holders {
+        assert_eq!(holder.claim_again(address, &share).await.unwrap(), Vec::<u64>::new(), "granted twice");
+    }
+    let elsewhere = Client::new(credentials).connect(cluster.smb_address(bystander)).await.unwrap();
+    let refusal = elsewhere.tree_connect(&cluster.share(bystander)).await.unwrap_err();
+    assert_eq!(refusal.status(), Some(NtStatus::FILE_LOCK_CONFLICT), "{refusal}");
+    let status = cluster.status(survivor).await.unwrap();
+    assert_eq!(status.opens - status.disconnected_opens, promised as u64, "{status:?}");
+    eprintln!("{promised} durable opens were granted and reclaimed");
+}
+
+/// The tests that fail without Holdfast, with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn smbtorture_passes_over_kills() {
+    let Some(tools) = samba_or_skip() else { return };
+    for test in RECLAIM_TESTS {
+        let cluster = Cluster::start(ClusterOptions::with_samba(PROGRAM, tools.clone())).await.unwrap();
+        let addresses = (0..cluster.len()).map(|node| cluster.smb_address(node)).collect();
+        let site = cluster.site();
+        let cluster = Arc::new(Mutex::new(cluster));
+        let to_kill = Arc::clone(&cluster);
+        let kill: Kill = Box::new(move |backend| {
+            let cluster = Arc::clone(&to_kill);
+            Box::pin(async move {
+                let mut cluster = cluster.lock().await;
+                // Nodes killed earlier come back first: two dead ones of three would be no quorum.
+                for node in (0..cluster.len()).filter(|&node| node != backend) {
+                    cluster.start_node(node).await.unwrap();
+                }
+                cluster.kill(backend).unwrap();
+            })
+        });
+        let proxy = Proxy::start(Mode::Kill, addresses, kill).await.unwrap();
+        let report = smbtorture::run(&site, proxy.address(), test, SMBTORTURE_TIMEOUT).await.unwrap();
+        let context = format!("{test}\n{:?}\n{}", proxy.log(), report.output);
+        assert_eq!(report.verdict, Verdict::Success, "{context}");
+        assert_eq!(proxy.backend_of(2), Some(1), "{context}");
     }
 }

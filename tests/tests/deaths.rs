@@ -1,0 +1,162 @@
+//! Who may die, pause or start again without an acknowledged open being lost or owned twice.
+
+use std::time::Duration;
+
+use harness::{
+    cluster::{Cluster, ClusterOptions, node_id},
+    samba::{SambaTools, samba_or_skip},
+    smb_client::{Client, CreateRequest, Opened, Session, Tree},
+};
+
+/// The program that can be `holdfast`.
+const PROGRAM: &str = env!("CARGO_BIN_EXE_demo");
+
+/// How long a client's connection to a node may last after the node's fence has closed.
+const FENCED_WITHIN: Duration = Duration::from_secs(5);
+
+async fn cluster(tools: SambaTools) -> Cluster {
+    Cluster::start(ClusterOptions::with_samba(PROGRAM, tools)).await.unwrap()
+}
+
+async fn connect(cluster: &Cluster, client: &Client, node: usize) -> (Session, Tree) {
+    let session = client.connect(cluster.smb_address(node)).await.unwrap();
+    let share = session.tree_connect(&cluster.share(node)).await.unwrap();
+    (session, share)
+}
+
+async fn open(share: &Tree, path: &str) -> Opened {
+    let open = share.create(CreateRequest::durable_v2_with_lease(path)).await.unwrap();
+    assert!(open.is_durable());
+    open
+}
+
+async fn assert_reclaimed(share: &Tree, open: &Opened) {
+    let reclaimed = share.create(open.reconnect_request()).await.unwrap();
+    assert_eq!(reclaimed.file_id().persistent, open.file_id().persistent);
+    assert_eq!(reclaimed.response().lease, open.response().lease);
+}
+
+/// A node other than these.
+fn another(cluster: &Cluster, not: &[usize]) -> usize {
+    (0..cluster.len()).find(|node| !not.contains(node)).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_owner_may_die_while_it_leads() {
+    let Some(tools) = samba_or_skip() else { return };
+    let mut cluster = cluster(tools).await;
+    let owner = cluster.leader().await.unwrap();
+    let client = Client::new(cluster.credentials());
+    let (_session, share) = connect(&cluster, &client, owner).await;
+    let open = open(&share, "file").await;
+
+    cluster.kill(owner).unwrap();
+
+    let (_session, share) = connect(&cluster, &client, another(&cluster, &[owner])).await;
+    assert_reclaimed(&share, &open).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_owner_may_die_while_it_follows() {
+    let Some(tools) = samba_or_skip() else { return };
+    let mut cluster = cluster(tools).await;
+    let leader = cluster.leader().await.unwrap();
+    let owner = another(&cluster, &[leader]);
+    let client = Client::new(cluster.credentials());
+    let (_session, share) = connect(&cluster, &client, owner).await;
+    let open = open(&share, "file").await;
+
+    cluster.kill(owner).unwrap();
+
+    let (_session, share) = connect(&cluster, &client, another(&cluster, &[leader, owner])).await;
+    assert_reclaimed(&share, &open).await;
+}
+
+/// Whoever else dies, the owner goes on granting, and what it granted meanwhile survives it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_owner_goes_on_when_the_leader_dies() {
+    let Some(tools) = samba_or_skip() else { return };
+    let mut cluster = cluster(tools).await;
+    let leader = cluster.leader().await.unwrap();
+    let owner = another(&cluster, &[leader]);
+    let client = Client::new(cluster.credentials());
+    let (_session, share) = connect(&cluster, &client, owner).await;
+    let before = open(&share, "before").await;
+
+    cluster.kill(leader).unwrap();
+    let after = open(&share, "after").await;
+    before.write(0, b"still mine").await.unwrap();
+
+    cluster.start_node(leader).await.unwrap();
+    cluster.kill(owner).unwrap();
+    let (_session, share) = connect(&cluster, &client, leader).await;
+    assert_reclaimed(&share, &before).await;
+    assert_reclaimed(&share, &after).await;
+}
+
+/// A sidecar that is killed and started again takes up its `smbd` where its predecessor left it: no client
+/// notices, and nothing is lost when the node dies later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restarted_sidecar_takes_up_its_smbd() {
+    let Some(tools) = samba_or_skip() else { return };
+    let mut options = ClusterOptions::with_samba(PROGRAM, tools);
+    // Time enough to start a process on a machine that is busy with other tests.
+    options.timing = vec![("self_fence_after_ms", 8_000), ("node_down_after_ms", 10_000)];
+    let mut cluster = Cluster::start(options).await.unwrap();
+    let client = Client::new(cluster.credentials());
+    let (session, share) = connect(&cluster, &client, 0).await;
+    let before = open(&share, "before").await;
+
+    cluster.kill_sidecar(0).unwrap();
+    cluster.start_sidecar(0).unwrap();
+
+    let after = open(&share, "after").await;
+    before.write(0, b"still mine").await.unwrap();
+    session.echo().await.unwrap();
+    let status = cluster.status(0).await.unwrap();
+    assert!(status.nodes.iter().all(|node| node.incarnation == 1), "a new incarnation: {:?}", status.nodes);
+
+    cluster.kill(0).unwrap();
+    let (_session, share) = connect(&cluster, &client, 1).await;
+    assert_reclaimed(&share, &before).await;
+    assert_reclaimed(&share, &after).await;
+}
+
+/// Promise 2: a node that was paused so long that its opens went elsewhere does nothing more for its clients
+/// when it goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_paused_node_wakes_up_fenced() {
+    let Some(tools) = samba_or_skip() else { return };
+    let cluster = cluster(tools).await;
+    let client = Client::new(cluster.credentials());
+    let (stale_session, share) = connect(&cluster, &client, 0).await;
+    let stale = open(&share, "file").await;
+    stale.write(0, b"before").await.unwrap();
+
+    cluster.pause(0);
+    let (_session, share) = connect(&cluster, &client, 1).await;
+    assert_reclaimed(&share, &stale).await;
+    cluster.resume(0);
+
+    stale.write(0, b"never!").await.unwrap_err();
+    tokio::time::timeout(FENCED_WITHIN, stale_session.ended()).await.expect("the paused smbd still serves");
+    assert_eq!(std::fs::read(cluster.site().share_dir().join("file")).unwrap(), b"before");
+}
+
+/// A sidecar that dies and stays dead takes its `smbd` with it, and then its opens may be had elsewhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_smbd_does_not_outlive_its_sidecar_for_long() {
+    let Some(tools) = samba_or_skip() else { return };
+    let mut cluster = cluster(tools).await;
+    let client = Client::new(cluster.credentials());
+    let (session, share) = connect(&cluster, &client, 0).await;
+    let open = open(&share, "file").await;
+
+    cluster.kill_sidecar(0).unwrap();
+
+    tokio::time::timeout(FENCED_WITHIN, session.ended()).await.expect("smbd serves without its sidecar");
+    let (_session, share) = connect(&cluster, &client, 1).await;
+    let status = cluster.status(1).await.unwrap();
+    assert!(status.nodes.iter().any(|node| node.node_id == node_id(0) && !node.up), "{:?}", status.nodes);
+    assert_reclaimed(&share, &open).await;
+}

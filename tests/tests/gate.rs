@@ -1,0 +1,98 @@
+//! Nobody gets at a share's files through a node that has not put the share's orphaned opens into its
+//! databases, nor through two nodes at once.
+
+use std::time::{Duration, Instant};
+
+use harness::{
+    cluster::{Cluster, ClusterOptions, node_id},
+    samba::samba_or_skip,
+    smb_client::{AccessMask, Client, CreateRequest, NtStatus, ShareAccess},
+};
+
+/// The program that can be `holdfast`.
+const PROGRAM: &str = env!("CARGO_BIN_EXE_demo");
+
+/// How long a share may take to move from a node that nobody uses it on any more.
+const MOVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A cluster whose node 0 is killed while a client holds a durable open of `file` there: the client, and the
+/// open's reconnect request. Returns at the moment of the kill, before anybody can know of it.
+async fn cluster_with_an_orphan() -> Option<(Cluster, Client, CreateRequest)> {
+    let mut cluster = Cluster::start(ClusterOptions::with_samba(PROGRAM, samba_or_skip()?)).await.unwrap();
+    let owner = Client::new(cluster.credentials());
+    let session = owner.connect(cluster.smb_address(0)).await.unwrap();
+    let share = session.tree_connect(&cluster.share(0)).await.unwrap();
+    let open = share.create(CreateRequest::durable_v2_with_lease("file")).await.unwrap();
+    cluster.kill(0).unwrap();
+    let status = cluster.status(1).await.unwrap();
+    assert!(status.nodes.iter().any(|node| node.node_id == node_id(0) && node.up), "declared down too early");
+    Some((cluster, owner, open.reconnect_request()))
+}
+
+/// Promise 3: an intruder who would make the owner's cache stale purges the orphan, even if he comes before
+/// anybody knows that there is one. Without the gate he would open and close the file unseen, and the owner's
+/// reclaim would succeed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_early_intruder_waits_and_then_meets_the_orphan() {
+    let Some((cluster, owner, reconnect)) = cluster_with_an_orphan().await else { return };
+    let intruder = Client::new(cluster.credentials()).connect(cluster.smb_address(1)).await.unwrap();
+    let share = intruder.tree_connect(&cluster.share(1)).await.unwrap();
+    let status = cluster.status(1).await.unwrap();
+    assert!(
+        status.nodes.iter().any(|node| node.node_id == node_id(0) && !node.up),
+        "let in before the verdict"
+    );
+    share.create(CreateRequest::new("file")).await.unwrap().close().await.unwrap();
+
+    let session = owner.connect(cluster.smb_address(1)).await.unwrap();
+    let share = session.tree_connect(&cluster.share(1)).await.unwrap();
+    let refusal = share.create(reconnect).await.unwrap_err();
+    assert_eq!(refusal.status(), Some(NtStatus::OBJECT_NAME_NOT_FOUND), "{refusal}");
+}
+
+/// The other side of it: who only looks at the file's attributes breaks no lease, and takes nothing away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_early_visitor_who_breaks_nothing_leaves_the_orphan() {
+    let Some((cluster, owner, reconnect)) = cluster_with_an_orphan().await else { return };
+    let visitor = Client::new(cluster.credentials()).connect(cluster.smb_address(1)).await.unwrap();
+    let share = visitor.tree_connect(&cluster.share(1)).await.unwrap();
+    let look = CreateRequest { desired_access: AccessMask::READ_ATTRIBUTES, ..CreateRequest::new("file") };
+    share.create(look).await.unwrap().close().await.unwrap();
+
+    let session = owner.connect(cluster.smb_address(1)).await.unwrap();
+    let share = session.tree_connect(&cluster.share(1)).await.unwrap();
+    share.create(reconnect).await.unwrap();
+}
+
+/// A share is served by one node at a time: the second one refuses it while the first is in use, and gets it
+/// with all that is open when the first is left in peace.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_second_of_two_live_nodes_is_refused_the_share_until_the_first_is_left() {
+    let Some(tools) = samba_or_skip() else { return };
+    let cluster = Cluster::start(ClusterOptions::with_samba(PROGRAM, tools)).await.unwrap();
+    let client = Client::new(cluster.credentials());
+    let first = client.connect(cluster.smb_address(0)).await.unwrap();
+    let share = first.tree_connect(&cluster.share(0)).await.unwrap();
+    let alone =
+        CreateRequest { share_access: ShareAccess::NONE, ..CreateRequest::durable_v2_with_lease("file") };
+    let open = share.create(alone).await.unwrap();
+
+    let second = Client::new(cluster.credentials()).connect(cluster.smb_address(1)).await.unwrap();
+    let refusal = second.tree_connect(&cluster.share(1)).await.unwrap_err();
+    assert_eq!(refusal.status(), Some(NtStatus::FILE_LOCK_CONFLICT), "{refusal}");
+
+    first.drop_connection().await;
+    let deadline = Instant::now() + MOVE_TIMEOUT;
+    let share = loop {
+        match second.tree_connect(&cluster.share(1)).await {
+            Ok(share) => break share,
+            Err(refusal) => assert!(Instant::now() < deadline, "{refusal}"),
+        }
+    };
+    let moved = client.connect(cluster.smb_address(1)).await.unwrap();
+    let moved = moved.tree_connect(&cluster.share(1)).await.unwrap();
+    let reclaimed = moved.create(open.reconnect_request()).await.unwrap();
+    assert_eq!(reclaimed.file_id().persistent, open.file_id().persistent);
+    let refusal = share.create(CreateRequest::new("file")).await.unwrap_err();
+    assert_eq!(refusal.status(), Some(NtStatus::SHARING_VIOLATION), "{refusal}");
+}
