@@ -65,7 +65,11 @@ mod tests {
         let mut clock = LeaderClock::default();
         let since = clock.leads_in(3, begun);
         let new = Leading { term: 3, since, caught_up: false };
-        assert_eq!(clock.stamp(new, Timestamp(1000), after(40)), Timestamp(1000), "not before it is caught up");
+        assert_eq!(
+            clock.stamp(new, Timestamp(1000), after(40)),
+            Timestamp(1000),
+            "not before it is caught up"
+        );
 
         let leading = Leading { caught_up: true, ..new };
         assert_eq!(clock.stamp(leading, Timestamp(2000), after(100)), Timestamp(2000));
@@ -75,6 +79,10 @@ mod tests {
         let since = clock.leads_in(5, after(900));
         assert_eq!(since, after(900));
         let leading = Leading { term: 5, since, caught_up: true };
-        assert_eq!(clock.stamp(leading, Timestamp(2300), after(900)), Timestamp(2300), "another led meanwhile");
+        assert_eq!(
+            clock.stamp(leading, Timestamp(2300), after(900)),
+            Timestamp(2300),
+            "another led meanwhile"
+        );
     }
 }

@@ -267,8 +267,7 @@ impl RaftNode {
             .map_err(|error| StartError::Raft(error.to_string()))?;
         let metrics = raft.metrics();
         let clock = Mutex::default();
-        let node =
-            Arc::new(Self { id, voters, fingerprint, raft, metrics, applied, peers, voting, clock });
+        let node = Arc::new(Self { id, voters, fingerprint, raft, metrics, applied, peers, voting, clock });
         tokio::spawn(Arc::clone(&node).become_voter(timing.election_timeout_max));
         if node.voters.keys().next() == Some(&id) && node.is_new() {
             tokio::spawn(Arc::clone(&node).form_cluster());
@@ -520,9 +519,9 @@ impl RaftNode {
             let target = {
                 let metrics = self.metrics.borrow_watched();
                 let heard = metrics.current_leader.is_some();
-                metrics.cluster_committed.filter(|committed| {
-                    heard && Some(committed.index) >= metrics.last_log_index
-                })
+                metrics
+                    .cluster_committed
+                    .filter(|committed| heard && Some(committed.index) >= metrics.last_log_index)
             };
             if let Some(target) = target {
                 return self.applied_through(target.index).await;

@@ -43,6 +43,8 @@ struct Shared {
     id: u64,
     fingerprint: u64,
     connections: BTreeMap<u64, Connections>,
+    /// After this long without an answer a peer counts as silent.
+    silence_max: Duration,
 }
 
 #[derive(Debug)]
@@ -61,12 +63,16 @@ impl Peers {
     ) -> Result<Self, StartError> {
         let mut connections = BTreeMap::new();
         for (peer, address) in voters.iter().filter(|(peer, _)| **peer != id) {
-            let endpoint = endpoint(address, timing)
-                .map_err(|source| StartError::Address { node: *peer, address: address.clone(), source })?;
+            let endpoint = endpoint(address, timing).map_err(|source| StartError::Address {
+                node: *peer,
+                address: address.clone(),
+                source,
+            })?;
             let (bulk, control) = (endpoint.connect_lazy(), endpoint.connect_lazy());
             connections.insert(*peer, Connections { bulk, control });
         }
-        Ok(Self { shared: Arc::new(Shared { id, fingerprint, connections }) })
+        let silence_max = timing.election_timeout_max;
+        Ok(Self { shared: Arc::new(Shared { id, fingerprint, connections, silence_max }) })
     }
 
     /// Every peer.
@@ -84,8 +90,7 @@ impl Peers {
         let client = RaftClient::new(channel)
             .max_decoding_message_size(MESSAGE_LEN_MAX)
             .max_encoding_message_size(MESSAGE_LEN_MAX);
-        let envelope =
-            pb::Envelope { cluster: self.shared.fingerprint, from: self.shared.id, to: peer };
+        let envelope = pb::Envelope { cluster: self.shared.fingerprint, from: self.shared.id, to: peer };
         Some(Peer { client, envelope })
     }
 }
@@ -113,11 +118,15 @@ impl RaftNetworkFactory<TypeConfig> for Peers {
     type Network = Connection;
 
     async fn new_client(&mut self, target: u64, _: &BasicNode) -> Connection {
-        Connection { target, peer: self.peer(target, |connections| &connections.bulk) }
+        Connection {
+            target,
+            peer: self.peer(target, |connections| &connections.bulk),
+            silence_max: self.shared.silence_max,
+        }
     }
 
     async fn new_heartbeat_client(&mut self, target: u64, _: &BasicNode) -> Connection {
-        Connection { target, peer: self.control(target) }
+        Connection { target, peer: self.control(target), silence_max: self.shared.silence_max }
     }
 }
 
@@ -126,6 +135,9 @@ impl RaftNetworkFactory<TypeConfig> for Peers {
 pub(super) struct Connection {
     target: u64,
     peer: Option<Peer>,
+    /// How long a peer may take to accept a stream of entries. Raft would allow a fraction of a heartbeat, and on a
+    /// busy machine begin anew for ever; what a slow peer costs is seen by the heartbeats.
+    silence_max: Duration,
 }
 
 impl Connection {
@@ -192,8 +204,9 @@ impl RaftNetworkV2<TypeConfig> for Connection {
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
         let last_log_id = rpc.entries.last().map(|entry| entry.log_id).or(rpc.prev_log_id);
         let input = futures::stream::iter([rpc]);
-        let mut output = self.stream_append(input, option.clone()).await?;
-        let first = tokio::time::timeout(option.soft_ttl(), output.next()).await.ok().flatten();
+        let silence_max = self.silence_max;
+        let mut output = self.stream_append(input, option).await?;
+        let first = tokio::time::timeout(silence_max, output.next()).await.ok().flatten();
         let silent = || RPCError::Network(NetworkError::from_string("the peer has not answered"));
         Ok(match first.ok_or_else(silent)?? {
             Ok(upto) if upto < last_log_id => AppendEntriesResponse::PartialSuccess(upto),
@@ -206,7 +219,7 @@ impl RaftNetworkV2<TypeConfig> for Connection {
     fn stream_append<'s, S>(
         &'s mut self,
         input: S,
-        option: RPCOption,
+        _: RPCOption,
     ) -> BoxFuture<
         's,
         Result<
@@ -221,7 +234,8 @@ impl RaftNetworkV2<TypeConfig> for Connection {
             let mut peer = self.peer()?;
             let mut envelope = Some(peer.envelope.clone());
             let requests = input.map(move |request| convert::append_request_to_pb(request, envelope.take()));
-            let responses = bounded(&option, peer.client.append(requests)).await?.into_inner();
+            let accepted = within(self.silence_max, peer.client.append(requests)).await;
+            let responses = accepted.map_err(|status| failed(&status))?.into_inner();
             let results = responses.map(|response| match response {
                 Ok(response) => convert::append_result_from_pb(response).map_err(|error| nonsense(&error)),
                 Err(status) => Err(failed(&status)),

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use futures::{Stream, StreamExt, stream};
+use futures::{Stream, StreamExt, TryStreamExt, stream};
 use openraft::SnapshotMeta;
 use openraft::raft::{AppendEntriesRequest, VoteRequest, VoteResponse};
 use openraft::type_config::alias::SnapshotOf;
@@ -50,23 +50,8 @@ impl RaftService {
             .max_encoding_message_size(MESSAGE_LEN_MAX)
     }
 
-    /// Refuses who is of another cluster, is no member of this one, or means another node.
     fn check(&self, envelope: Option<pb::Envelope>) -> Result<u64, Status> {
-        let envelope = required("request", "envelope", envelope).map_err(invalid)?;
-        let node = &self.node;
-        if envelope.cluster != node.fingerprint {
-            return Err(Status::failed_precondition(format!(
-                "node {} has another cluster configuration than node {}: compare their [cluster] sections",
-                envelope.from, node.id
-            )));
-        }
-        if envelope.to != node.id || !node.voters.contains_key(&envelope.from) || envelope.from == node.id {
-            return Err(Status::failed_precondition(format!(
-                "a message from node {} to node {} has come to node {}: is an id used twice?",
-                envelope.from, envelope.to, node.id
-            )));
-        }
-        Ok(envelope.from)
+        check(&self.node, envelope)
     }
 
     fn vote_request(&self, request: pb::VoteRequest) -> Result<VoteRequest<TypeConfig>, Status> {
@@ -80,6 +65,39 @@ impl RaftService {
         let vote = self.node.vote();
         pb::VoteResponse { vote: Some(convert::vote_to_pb(&vote)), granted: false, last_log_id: None }
     }
+}
+
+/// Refuses who is of another cluster, is no member of this one, or means another node.
+fn check(node: &RaftNode, envelope: Option<pb::Envelope>) -> Result<u64, Status> {
+    let envelope = required("request", "envelope", envelope).map_err(invalid)?;
+    if envelope.cluster != node.fingerprint {
+        return Err(Status::failed_precondition(format!(
+            "node {} has another cluster configuration than node {}: compare their [cluster] sections",
+            envelope.from, node.id
+        )));
+    }
+    if envelope.to != node.id || !node.voters.contains_key(&envelope.from) || envelope.from == node.id {
+        return Err(Status::failed_precondition(format!(
+            "a message from node {} to node {} has come to node {}: is an id used twice?",
+            envelope.from, envelope.to, node.id
+        )));
+    }
+    Ok(envelope.from)
+}
+
+/// The answers to a stream of requests, of which the first one says who sends them.
+async fn appended(
+    node: Arc<RaftNode>,
+    mut requests: Streaming<pb::AppendRequest>,
+) -> Result<BoxStream<Result<pb::AppendResponse, Status>>, Status> {
+    let mut first = required("Append", "first request", requests.message().await?).map_err(invalid)?;
+    let from = check(&node, first.envelope.take())?;
+    let requests = decoded(from, stream::iter([Ok(first)]).chain(requests));
+    let responses = node.raft.stream_append(requests).map(|result| match result {
+        Ok(result) => Ok(convert::append_result_to_pb(&result)),
+        Err(fatal) => Err(stopped(fatal)),
+    });
+    Ok(Box::pin(responses))
 }
 
 fn invalid(error: WireError) -> Status {
@@ -123,15 +141,9 @@ impl Raft for RaftService {
         &self,
         request: Request<Streaming<pb::AppendRequest>>,
     ) -> Result<Response<Self::AppendStream>, Status> {
-        let mut requests = request.into_inner();
-        let mut first = required("Append", "first request", requests.message().await?).map_err(invalid)?;
-        let from = self.check(first.envelope.take())?;
-        let requests = decoded(from, stream::iter([Ok(first)]).chain(requests));
-        let results = self.node.raft.stream_append(requests);
-        let responses = results.map(|result| match result {
-            Ok(result) => Ok(convert::append_result_to_pb(&result)),
-            Err(fatal) => Err(stopped(fatal)),
-        });
+        let (node, requests) = (Arc::clone(&self.node), request.into_inner());
+        // Accepted before anything is in it: a leader opens the stream when it has nothing to say yet.
+        let responses = stream::once(appended(node, requests)).try_flatten();
         Ok(Response::new(Box::pin(responses)))
     }
 
@@ -211,9 +223,10 @@ impl Raft for RaftService {
             .and_then(TryInto::try_into)
             .map_err(invalid)?;
         let result = match self.node.propose_local(command).await {
-            Ok((log_id, outcome)) => {
-                PbResult::Applied(pb::Applied { log_id: Some(log_id.into()), outcome: Some((&outcome).into()) })
-            }
+            Ok((log_id, outcome)) => PbResult::Applied(pb::Applied {
+                log_id: Some(log_id.into()),
+                outcome: Some((&outcome).into()),
+            }),
             Err(ProposeError::NotLeader { leader }) => {
                 PbResult::NotLeader(pb::NotLeader { leader: leader.map(|leader| leader.0) })
             }

@@ -116,8 +116,11 @@ impl AppliedState {
     }
 
     fn publish(&self, applied: Option<statedb::LogId>, news: News) {
-        // Nobody may be listening yet.
-        let _ = self.news.send(Arc::new(news));
+        let is_news = !matches!(&news, News::Applied { entries, .. } if entries.is_empty());
+        if is_news {
+            // Nobody may be listening yet.
+            let _ = self.news.send(Arc::new(news));
+        }
         self.applied.send_replace(applied);
     }
 }
@@ -141,7 +144,8 @@ impl StateMachine {
         // What was written by a process that was killed may not be on disk yet.
         store.sync()?;
         let applied = machine.state.applied();
-        let writer = AppliedWriter::start(store, applied.map(|log_id| log_id.index)).map_err(LoadError::Thread)?;
+        let writer =
+            AppliedWriter::start(store, applied.map(|log_id| log_id.index)).map_err(LoadError::Thread)?;
         let shared = AppliedState {
             machine: RwLock::new(machine),
             applied: watch::Sender::new(applied),
@@ -291,7 +295,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                 (machine.state.applied(), changes, machine.meta(), stored_changes)
             };
             self.writer.write(meta, stored_changes).await.map_err(io::Error::other)?;
-            self.shared.publish(applied, News::Applied { entries: applied_entries, changes });
+            let news = News::Applied { entries: applied_entries, changes };
+            self.shared.publish(applied, news);
             answers.into_iter().for_each(|(responder, outcome)| responder.send(outcome));
         }
         Ok(())
@@ -320,9 +325,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         Ok(())
     }
 
-    async fn get_current_snapshot(
-        &mut self,
-    ) -> io::Result<Option<SnapshotOf<TypeConfig, SnapshotRecords>>> {
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<SnapshotOf<TypeConfig, SnapshotRecords>>> {
         let snapshot = self.snapshot();
         Ok(snapshot.meta.last_log_id.is_some().then_some(snapshot))
     }

@@ -1,1 +1,358 @@
+//! openraft's own storage suite over our stores, and three nodes in one process that talk over loopback.
 
+use std::net::SocketAddr;
+use std::path::Path;
+
+use openraft::StorageError;
+use openraft::testing::log::{StoreBuilder, Suite};
+use statedb::{Incarnation, Instance};
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+use tokio_stream::wrappers::TcpListenerStream;
+
+use super::*;
+
+/// Nothing in these tests takes longer, however busy the machine is.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Slower than the defaults: many tests run at once on few processors.
+const TIMING: RaftTiming = RaftTiming {
+    heartbeat_interval: Duration::from_millis(50),
+    election_timeout_min: Duration::from_millis(200),
+    election_timeout_max: Duration::from_millis(400),
+};
+
+struct Stores;
+
+impl StoreBuilder<TypeConfig, LogStorage, StateMachine, TempDir> for Stores {
+    async fn build(&self) -> Result<(TempDir, LogStorage, StateMachine), StorageError<TypeConfig>> {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (log, state_machine, _) = open(dir.path().to_owned(), Limits::DEFAULT).expect("opens");
+        let log_storage = LogStorage::new(Arc::new(log), state_machine.writer());
+        Ok((dir, log_storage, state_machine))
+    }
+}
+
+#[test]
+fn the_stores_pass_the_storage_suite_of_openraft() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(Suite::test_all(Stores)).expect("all of the suite passes");
+}
+
+struct Cluster {
+    dirs: BTreeMap<u64, TempDir>,
+    voters: BTreeMap<NodeId, String>,
+    running: BTreeMap<u64, Running>,
+}
+
+/// A node with a runtime of its own: whatever it does ends with that, in the middle of it.
+struct Running {
+    node: Arc<RaftNode>,
+    /// Until it is dropped, which an asynchronous test may not do with a runtime.
+    runtime: Option<Runtime>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Cluster {
+    /// Three nodes that have never run.
+    async fn new() -> Self {
+        let mut cluster = Self { dirs: BTreeMap::new(), voters: BTreeMap::new(), running: BTreeMap::new() };
+        let mut listeners = Vec::new();
+        for id in 1..=3 {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+            let address = listener.local_addr().expect("an address").to_string();
+            cluster.voters.insert(NodeId(id), address);
+            cluster.dirs.insert(id, tempfile::tempdir().expect("a directory"));
+            listeners.push((id, listener.into_std().expect("a listener")));
+        }
+        for (id, listener) in listeners {
+            cluster.run(id, listener).await;
+        }
+        cluster
+    }
+
+    fn config(&self, id: u64, data_dir: &Path) -> RaftNodeConfig {
+        RaftNodeConfig {
+            id: NodeId(id),
+            voters: self.voters.clone(),
+            data_dir: data_dir.to_owned(),
+            timing: TIMING,
+            fingerprint: 7,
+            limits: Limits::DEFAULT,
+        }
+    }
+
+    async fn run(&mut self, id: u64, listener: std::net::TcpListener) {
+        let config = self.config(id, self.dirs[&id].path());
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        let runtime = runtime.expect("a runtime");
+        let started = runtime.spawn(async move {
+            let node = RaftNode::start(config).await.expect("starts");
+            let service = node.server(|_, _| Answer::AskAgain);
+            let incoming = TcpListenerStream::new(TcpListener::from_std(listener).expect("a listener"));
+            let server = tonic::transport::Server::builder().add_service(service);
+            tokio::spawn(server.serve_with_incoming(incoming));
+            node
+        });
+        let node = started.await.expect("it does not panic");
+        self.running.insert(id, Running { node, runtime: Some(runtime) });
+    }
+
+    async fn restart(&mut self, id: u64) {
+        let address: SocketAddr = self.voters[&NodeId(id)].parse().expect("an address");
+        let listener = TcpListener::bind(address).await.expect("the port is free again");
+        self.run(id, listener.into_std().expect("a listener")).await;
+    }
+
+    /// Ends a node in the middle of whatever it does, with its connections.
+    async fn kill(&mut self, id: u64) {
+        drop(self.running.remove(&id).expect("it runs"));
+        // A thread of it may be busy with the disk.
+        let log = self.dirs[&id].path().join("log");
+        let applied = self.dirs[&id].path().join("applied");
+        within(async || {
+            while LogStore::open(&log).is_err() || AppliedStore::open(&applied).is_err() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+    }
+
+    fn node(&self, id: u64) -> &RaftNode {
+        &self.running[&id].node
+    }
+
+    async fn leader(&self) -> u64 {
+        within(async || {
+            loop {
+                let leading =
+                    |running: &Running| running.node.leading().is_some_and(|leading| leading.caught_up);
+                if let Some((id, _)) = self.running.iter().find(|(_, running)| leading(running)) {
+                    return *id;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
+    }
+
+    async fn follower(&self) -> u64 {
+        let leader = self.leader().await;
+        *self.running.keys().find(|id| **id != leader).expect("there is another")
+    }
+
+    /// Registers an instance through a node, and waits until every running node has applied that.
+    async fn register(&self, through: u64, instance: u8) -> LogId {
+        let (log_id, outcome) = within(async || {
+            loop {
+                match self.node(through).propose(register(instance)).await {
+                    Ok(answer) => return answer,
+                    Err(ProposeError::NoLeader | ProposeError::Unknown) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        })
+        .await;
+        assert!(matches!(outcome, Outcome::Registered { .. }), "{outcome}");
+        self.applied_everywhere(log_id).await;
+        log_id
+    }
+
+    async fn applied_everywhere(&self, log_id: LogId) {
+        for running in self.running.values() {
+            within(async || running.node.applied_through(log_id.index).await).await;
+        }
+    }
+
+    fn states_are_equal(&self) {
+        let records = |running: &Running| running.node.read(|state| state.records().collect::<Vec<_>>());
+        let all: Vec<_> = self.running.values().map(records).collect();
+        assert!(all.windows(2).all(|pair| pair[0] == pair[1]), "replicas that applied the same are the same");
+    }
+}
+
+/// A different node for each instance, so that every registration is the first.
+fn register(instance: u8) -> Command {
+    Command::RegisterNode { node: NodeId(instance.into()), instance: Instance([instance; 16]) }
+}
+
+async fn within<T>(wait: impl AsyncFnOnce() -> T) -> T {
+    tokio::time::timeout(PATIENCE, wait()).await.expect("it takes far less")
+}
+
+fn registered(node: &RaftNode, instance: u8) -> Option<Incarnation> {
+    node.read(|state| state.node(NodeId(instance.into())).map(|node| node.incarnation))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_forms_elects_and_answers_through_every_node() {
+    let cluster = Cluster::new().await;
+    for id in 1..=3 {
+        let instance = u8::try_from(10 + id).expect("small");
+        let mut news = cluster.node(id).news();
+        cluster.register(id, instance).await;
+        let news = news.recv().await.expect("news");
+        let News::Applied { entries, .. } = &*news else { panic!("{news:?}") };
+        assert_eq!(entries[0].command, register(instance));
+        assert!(cluster.running.values().all(|running| registered(&running.node, instance).is_some()));
+    }
+    cluster.states_are_equal();
+    let leader = cluster.leader().await;
+    let acked = cluster.node(leader).last_quorum_acked().expect("a quorum follows");
+    assert!(acked.elapsed() < PATIENCE);
+    assert_eq!(cluster.node(cluster.follower().await).last_quorum_acked(), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_leader_dies_and_nothing_that_was_answered_is_lost() {
+    let mut cluster = Cluster::new().await;
+    let first = cluster.leader().await;
+    cluster.register(first, 21).await;
+    let before = cluster.node(first).read(State::now);
+    cluster.kill(first).await;
+    let second = cluster.leader().await;
+    assert_ne!(second, first);
+    cluster.register(second, 22).await;
+    assert!(cluster.node(second).cluster_now() >= before, "cluster time never goes back");
+
+    cluster.restart(first).await;
+    let restarted = cluster.node(first);
+    within(async || restarted.caught_up().await).await;
+    assert!(registered(restarted, 21).is_some() && registered(restarted, 22).is_some());
+    cluster.states_are_equal();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_minority_answers_no_leader_or_unknown_and_serves_again_with_a_quorum() {
+    let mut cluster = Cluster::new().await;
+    cluster.register(1, 31).await;
+    let leader = cluster.leader().await;
+    let others: Vec<_> = cluster.running.keys().copied().filter(|id| *id != leader).collect();
+    for id in &others {
+        cluster.kill(*id).await;
+    }
+    let refused = cluster.node(leader).propose(register(32)).await;
+    assert!(matches!(refused, Err(ProposeError::Unknown | ProposeError::NoLeader)), "{refused:?}");
+    assert_eq!(registered(cluster.node(leader), 32), None, "nothing is applied without a quorum");
+
+    cluster.restart(others[0]).await;
+    cluster.register(leader, 33).await;
+    cluster.states_are_equal();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_nodes_restart_from_disk() {
+    let mut cluster = Cluster::new().await;
+    for instance in 41..=45 {
+        cluster.register(1, instance).await;
+    }
+    for id in 1..=3 {
+        cluster.kill(id).await;
+    }
+    for id in 1..=3 {
+        cluster.restart(id).await;
+    }
+    cluster.register(2, 46).await;
+    assert!((41..=46).all(|instance| registered(cluster.node(3), instance).is_some()));
+    cluster.states_are_equal();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_lost_its_disk_is_rebuilt_by_a_snapshot_and_votes_only_then() {
+    let mut cluster = Cluster::new().await;
+    let lost = cluster.follower().await;
+    cluster.register(lost, 51).await;
+    cluster.kill(lost).await;
+    cluster.dirs.insert(lost, tempfile::tempdir().expect("an empty directory"));
+
+    // So many entries that the leader has purged those that the lost one would need.
+    let leader = cluster.leader().await;
+    let upto = cluster.register(leader, 52).await;
+    let raft = &cluster.node(leader).raft;
+    raft.trigger().snapshot().await.expect("Raft runs");
+    let snapshot =
+        |metrics: &RaftMetrics<TypeConfig>| metrics.snapshot.is_some_and(|at| at.index >= upto.index);
+    raft.wait(Some(PATIENCE)).metrics(snapshot, "a snapshot is built").await.expect("it is");
+    raft.trigger().purge_log(upto.index).await.expect("Raft runs");
+    raft.wait(Some(PATIENCE)).purged(Some(convert::log_id(upto)), "the log is purged").await.expect("it is");
+
+    cluster.restart(lost).await;
+    let rebuilt = cluster.node(lost);
+    assert!(!rebuilt.voting.is_allowed(), "it may have forgotten a promise");
+    within(async || rebuilt.caught_up().await).await;
+    assert!(registered(rebuilt, 51).is_some() && registered(rebuilt, 52).is_some());
+    within(async || {
+        while !rebuilt.voting.is_allowed() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    cluster.register(lost, 53).await;
+    cluster.states_are_equal();
+
+    // What it was given is on its own disk now.
+    cluster.kill(lost).await;
+    cluster.restart(lost).await;
+    within(async || cluster.node(lost).caught_up().await).await;
+    cluster.states_are_equal();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_are_refused() {
+    let cluster = Cluster::new().await;
+    let leader = cluster.leader().await;
+    let peer = cluster.node(cluster.follower().await).peers.control(leader).expect("a peer");
+    let good = peer.envelope.clone();
+    for (envelope, why) in [
+        (pb::Envelope { cluster: 8, ..good.clone() }, "another cluster configuration"),
+        (pb::Envelope { from: 9, ..good.clone() }, "is an id used twice"),
+        (pb::Envelope { to: 9, ..good.clone() }, "is an id used twice"),
+    ] {
+        let mut client = peer.client.clone();
+        let request = pb::ProposeRequest { envelope: Some(envelope), command: Some((&register(61)).into()) };
+        let status = client.propose(request).await.expect_err("it is refused");
+        assert_eq!(status.code(), Code::FailedPrecondition);
+        assert!(status.message().contains(why), "{status}");
+    }
+    let mut client = peer.client.clone();
+    let status = client.propose(pb::ProposeRequest { envelope: Some(good), command: None }).await;
+    assert_eq!(status.expect_err("it makes no sense").code(), Code::InvalidArgument);
+    assert_eq!(registered(cluster.node(leader), 61), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_that_is_too_long_is_refused_before_it_is_proposed() {
+    let cluster = Cluster::new().await;
+    let share = statedb::ShareName::new(&"x".repeat(COMMAND_LEN_MAX));
+    let owner = Owner { node: NodeId(1), incarnation: Incarnation(1) };
+    let proposer = statedb::Proposer { owner, sequence: 0, first_outstanding: 0 };
+    let command = Command::FromSmbNode { proposer, request: statedb::Request::ServeShare(share) };
+    for id in 1..=3 {
+        let refused = within(async || {
+            loop {
+                match cluster.node(id).propose(command.clone()).await {
+                    Err(ProposeError::NoLeader) => {}
+                    refused => return refused,
+                }
+            }
+        })
+        .await;
+        assert!(matches!(refused, Err(ProposeError::Refused { .. })), "{refused:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_data_directory_in_use_is_named() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let _first = open(dir.path().to_owned(), Limits::DEFAULT).expect("opens");
+    let second = open(dir.path().to_owned(), Limits::DEFAULT).expect_err("in use");
+    assert!(matches!(second, StartError::Log(StoreError::Locked { .. })), "{second}");
+}

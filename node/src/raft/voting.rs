@@ -100,7 +100,7 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_restarted_node_votes_after_a_lease_and_a_new_one_when_the_cluster_is_formed() {
         let dir = tempfile::tempdir().expect("a directory");
         let voting = Voting::at_start(dir.path(), &LogState::default()).expect("starts");
@@ -110,14 +110,14 @@ mod tests {
         let vote = Vote { term: 7, committed: true, voted_for: 2 };
         let log = LogState { vote: Some(vote), ..LogState::default() };
         let voting = Voting::at_start(dir.path(), &log).expect("starts");
-        voting.wait_for_lease(Duration::from_millis(240)).await;
+        voting.wait_for_lease(Duration::from_millis(5)).await;
         assert!(!voting.is_allowed(), "it still does not know what it has forgotten");
         voting.remember().expect("the marker can be removed");
         assert!(voting.is_allowed());
 
         let voting = Voting::at_start(dir.path(), &log).expect("starts");
         assert!(!voting.is_allowed(), "its lease has not run off");
-        voting.wait_for_lease(Duration::from_millis(240)).await;
+        voting.wait_for_lease(Duration::from_millis(5)).await;
         assert!(voting.is_allowed());
     }
 }
