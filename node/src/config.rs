@@ -125,9 +125,9 @@ fn default_smbd() -> PathBuf {
 impl Default for Timing {
     fn default() -> Self {
         Self {
-            heartbeat_interval_ms: 40,
-            election_timeout_min_ms: 120,
-            election_timeout_max_ms: 240,
+            heartbeat_interval_ms: 60,
+            election_timeout_min_ms: 180,
+            election_timeout_max_ms: 300,
             self_fence_after_ms: 400,
             clock_skew_max_ms: 50,
             node_down_after_ms: 500,
@@ -193,27 +193,39 @@ impl Timing {
         require(heartbeat >= 5, format!("heartbeat_interval_ms = {heartbeat}: must be at least 5"));
         require(
             3 * heartbeat <= election_min,
-            format!("3 × heartbeat_interval_ms ({heartbeat}) ≤ election_timeout_min_ms ({election_min}) does not hold: one lost heartbeat would call an election"),
+            format!(
+                "3 × heartbeat_interval_ms ({heartbeat}) ≤ election_timeout_min_ms ({election_min}) does not hold: one lost heartbeat would call an election"
+            ),
         );
         require(
             election_min < election_max,
-            format!("election_timeout_min_ms ({election_min}) < election_timeout_max_ms ({election_max}) does not hold: candidates would collide"),
+            format!(
+                "election_timeout_min_ms ({election_min}) < election_timeout_max_ms ({election_max}) does not hold: candidates would collide"
+            ),
         );
         require(
             3 * heartbeat <= fence,
-            format!("3 × heartbeat_interval_ms ({heartbeat}) ≤ self_fence_after_ms ({fence}) does not hold: one lost heartbeat would stop the SMB service"),
+            format!(
+                "3 × heartbeat_interval_ms ({heartbeat}) ≤ self_fence_after_ms ({fence}) does not hold: one lost heartbeat would stop the SMB service"
+            ),
         );
         require(
             fence.saturating_add(skew) < down,
-            format!("self_fence_after_ms ({fence}) + clock_skew_max_ms ({skew}) < node_down_after_ms ({down}) does not hold: a node could still serve what another has reclaimed"),
+            format!(
+                "self_fence_after_ms ({fence}) + clock_skew_max_ms ({skew}) < node_down_after_ms ({down}) does not hold: a node could still serve what another has reclaimed"
+            ),
         );
         require(
             election_max.saturating_add(3 * heartbeat) <= down,
-            format!("election_timeout_max_ms ({election_max}) + 3 × heartbeat_interval_ms ({heartbeat}) ≤ node_down_after_ms ({down}) does not hold: a new leader would declare living nodes down before it has heard from them"),
+            format!(
+                "election_timeout_max_ms ({election_max}) + 3 × heartbeat_interval_ms ({heartbeat}) ≤ node_down_after_ms ({down}) does not hold: a new leader would declare living nodes down before it has heard from them"
+            ),
         );
         require(
             down <= 60_000,
-            format!("node_down_after_ms = {down}: must be at most 60000, or clients give up before their handle comes back"),
+            format!(
+                "node_down_after_ms = {down}: must be at most 60000, or clients give up before their handle comes back"
+            ),
         );
     }
 }
@@ -393,7 +405,10 @@ mod tests {
     fn a_fence_that_comes_after_the_verdict_is_refused_with_the_inequality() {
         let problems = config(|config| config.cluster.timing.self_fence_after_ms = 450);
         assert_eq!(problems.len(), 1, "{problems:?}");
-        assert!(problems[0].contains("self_fence_after_ms (450) + clock_skew_max_ms (50) < node_down_after_ms (500)"));
+        assert!(
+            problems[0]
+                .contains("self_fence_after_ms (450) + clock_skew_max_ms (50) < node_down_after_ms (500)")
+        );
     }
 
     #[test]
@@ -404,7 +419,9 @@ mod tests {
             config.cluster.nodes[1].address = "nowhere".to_owned();
             config.cluster.timing.heartbeat_interval_ms = 100;
         });
-        for expected in ["id = 9", "id 2 is given to", "\"nowhere\", is not host:port", "3 × heartbeat_interval_ms"] {
+        for expected in
+            ["id = 9", "id 2 is given to", "\"nowhere\", is not host:port", "3 × heartbeat_interval_ms"]
+        {
             assert!(problems.iter().any(|problem| problem.contains(expected)), "{expected}: {problems:?}");
         }
     }

@@ -51,7 +51,12 @@ async fn run_until_stopped(config: Arc<Config>) -> anyhow::Result<()> {
     let leadership = Arc::new(Leadership::new(timing));
     let raft = RaftNode::start(RaftNodeConfig {
         id: NodeId(config.node.id),
-        voters: config.cluster.nodes.iter().map(|member| (NodeId(member.id), member.address.clone())).collect(),
+        voters: config
+            .cluster
+            .nodes
+            .iter()
+            .map(|member| (NodeId(member.id), member.address.clone()))
+            .collect(),
         data_dir: config.node.data_dir.clone(),
         timing: RaftTiming {
             heartbeat_interval: timing.heartbeat_interval(),
@@ -139,12 +144,11 @@ async fn listen(config: &Config) -> anyhow::Result<TcpListener> {
     let member = config.member().context("the configuration does not name its own node")?;
     let address: SocketAddr = match config.node.listen {
         Some(address) => address,
-        None => member
-            .address
-            .to_socket_addrs()
-            .ok()
-            .and_then(|mut addresses| addresses.next())
-            .with_context(|| format!("cannot find the address of this node, {}; give [node] listen", member.address))?,
+        None => {
+            member.address.to_socket_addrs().ok().and_then(|mut addresses| addresses.next()).with_context(
+                || format!("cannot find the address of this node, {}; give [node] listen", member.address),
+            )?
+        }
     };
     TcpListener::bind(address).await.with_context(|| {
         format!("cannot listen at {address}: is another holdfast running as node {}?", config.node.id)

@@ -33,7 +33,8 @@ impl ServiceLease {
 
     /// An incarnation is over. Without effect if another one has begun.
     pub fn end(&self, owner: Owner) {
-        let ended = self.owner.send_if_modified(|current| current.take_if(|current| *current == owner).is_some());
+        let ended =
+            self.owner.send_if_modified(|current| current.take_if(|current| *current == owner).is_some());
         if ended {
             self.until.send_replace(None);
         }

@@ -95,8 +95,10 @@ impl Leadership {
     ) -> &'a mut Detector {
         if detector.as_ref().is_none_or(|(of_term, _)| *of_term != term) {
             let timing = self.timing;
-            *detector =
-                Some((term, Detector::new(since, timing.node_down_after_election(), timing.node_down_after())));
+            *detector = Some((
+                term,
+                Detector::new(since, timing.node_down_after_election(), timing.node_down_after()),
+            ));
         }
         &mut detector.as_mut().expect("it was just put there").1
     }

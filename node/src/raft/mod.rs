@@ -630,8 +630,10 @@ fn open(data_dir: PathBuf, limits: Limits) -> Result<(LogStore, StateMachine, Vo
     // The log first: it locks the directory against a second process with a clear message.
     let log = LogStore::open(&data_dir.join("log"))?;
     let applied = AppliedStore::open(&data_dir.join("applied")).map_err(LoadError::Store)?;
-    let state_machine = StateMachine::load(applied, limits)?;
-    let voting = Voting::at_start(&data_dir, &log.state()?).map_err(failed("mark a new voter in"))?;
+    let log_state = log.state()?;
+    let log_begins = log_state.purged.map_or(0, |purged| purged.index + 1);
+    let state_machine = StateMachine::load(applied, limits, log_begins)?;
+    let voting = Voting::at_start(&data_dir, &log_state).map_err(failed("mark a new voter in"))?;
     Ok((log, state_machine, voting))
 }
 

@@ -96,6 +96,17 @@ pub enum LoadError {
         /// Why.
         source: statedb::SnapshotError,
     },
+    /// The stored state is older than the beginning of the log: what lies between is lost.
+    #[error(
+        "the stored state in {path} is damaged: it ends before entry {log_begins}, with which the log begins; move \
+         the node's data directory away and start the node with an empty one: it will be rebuilt from its peers"
+    )]
+    Gap {
+        /// The directory.
+        path: std::path::PathBuf,
+        /// The first entry of the log.
+        log_begins: u64,
+    },
     /// The thread that stores the state cannot be started.
     #[error("cannot start the thread that stores the applied state")]
     Thread(#[source] io::Error),
@@ -134,13 +145,17 @@ pub(super) struct StateMachine {
 }
 
 impl StateMachine {
-    /// Loads the stored copy.
-    pub(super) fn load(store: AppliedStore, limits: Limits) -> Result<Self, LoadError> {
+    /// Loads the stored copy, from which a log is replayed that begins with entry `log_begins`.
+    pub(super) fn load(store: AppliedStore, limits: Limits, log_begins: u64) -> Result<Self, LoadError> {
         let path = store.dir().to_owned();
         let machine = match store.load()? {
-            Some(applied) => Machine::decode(applied, limits).map_err(|error| error.at(path))?,
+            Some(applied) => Machine::decode(applied, limits).map_err(|error| error.at(path.clone()))?,
             None => Machine { state: State::new(limits), membership: StoredMembership::default() },
         };
+        // sled may have gone back to an older state because it found a damaged one.
+        if machine.state.applied().map_or(0, |applied| applied.index + 1) < log_begins {
+            return Err(LoadError::Gap { path, log_begins });
+        }
         // What was written by a process that was killed may not be on disk yet.
         store.sync()?;
         let applied = machine.state.applied();

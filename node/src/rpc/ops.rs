@@ -40,7 +40,8 @@ impl OpsService {
                 Some(NodeState::Down { since }) => Some(since.0),
                 Some(NodeState::Up) | None => None,
             };
-            let owned = |open: &&Open| matches!(open.state, OpenState::Connected { owner } if owner.node == id);
+            let owned =
+                |open: &&Open| matches!(open.state, OpenState::Connected { owner } if owner.node == id);
             pb::NodeStatus {
                 node_id: member.id,
                 address: member.address.clone(),
@@ -79,7 +80,12 @@ impl Ops for OpsService {
                     owner: Some(serving.owner.into()),
                 })
                 .collect(),
-            warnings: raft.leader.is_none().then(|| "no leader is known: a quorum of nodes does not answer".to_owned()).into_iter().collect(),
+            warnings: raft
+                .leader
+                .is_none()
+                .then(|| "no leader is known: a quorum of nodes does not answer".to_owned())
+                .into_iter()
+                .collect(),
             process_nonce: self.process_nonce,
         });
         Ok(Response::new(response))
@@ -93,12 +99,18 @@ impl Ops for OpsService {
     ) -> Result<Response<Self::HandlesStream>, Status> {
         let request = request.into_inner();
         let share = request.share.as_deref().map(ShareName::new);
-        let limit = if request.limit == 0 { usize::MAX } else { usize::try_from(request.limit).unwrap_or(usize::MAX) };
+        let limit = if request.limit == 0 {
+            usize::MAX
+        } else {
+            usize::try_from(request.limit).unwrap_or(usize::MAX)
+        };
         let after = request.after.map(DurableFileId);
         let wanted = move |open: &&Open| {
             after.is_none_or(|after| open.description.durable_file_id > after)
                 && share.as_ref().is_none_or(|share| open.description.share == *share)
-                && request.node_id.is_none_or(|node| open.holder().is_some_and(|holder| holder.node.0 == node))
+                && request
+                    .node_id
+                    .is_none_or(|node| open.holder().is_some_and(|holder| holder.node.0 == node))
                 && request.disconnected.is_none_or(|disconnected| open.deadline().is_some() == disconnected)
         };
         // Copied in one go, so that the listing is of one moment; the images, most of it, stay where they are.

@@ -11,7 +11,9 @@ use std::sync::{Arc, Mutex as SyncMutex, MutexGuard};
 use frame::{Database, RecordKey, Reply, TdbError};
 use samba::records::{Holder, OpenGlobal};
 use samba::{Capture as Captured, Change as Changed, ImageError, OpenImage};
-use statedb::{DurableFileId, FileKey, OpenDescription, OpenState, Outcome, Reclaim, Rejection, Request, ShareName};
+use statedb::{
+    DurableFileId, FileKey, OpenDescription, OpenState, Outcome, Reclaim, Rejection, Request, ShareName,
+};
 use tokio::sync::{Mutex, MutexGuard as AsyncMutexGuard};
 use tracing::{debug, error, info, warn};
 
@@ -21,7 +23,7 @@ use super::keys;
 use super::local::{LocalOpen, LocalOpens};
 use super::service::Settings;
 use super::tracker::Tracker;
-use crate::proposer::{RequestError, Proposer};
+use crate::proposer::{Proposer, RequestError};
 use crate::raft::RaftNode;
 use crate::telemetry::chain;
 
@@ -238,9 +240,12 @@ impl Capture {
             let reclaim = Reclaim { durable_file_id: id, create_guid };
             let (_, outcome) = self.proposer.propose(Request::Reclaim(reclaim)).await?;
             match outcome {
-                Outcome::Reclaimed => info!(durable_file_id = %id, share = %description.share, "a client has its open back"),
+                Outcome::Reclaimed => {
+                    info!(durable_file_id = %id, share = %description.share, "a client has its open back")
+                }
                 // Asked again after a restart of this sidecar: the first answer got lost, not the decision.
-                Outcome::Rejected(Rejection::OpenConnected { owner, .. }) if owner == self.proposer.owner() => {}
+                Outcome::Rejected(Rejection::OpenConnected { owner, .. })
+                    if owner == self.proposer.owner() => {}
                 outcome => return Err(Refused::Rejected(outcome)),
             }
             // What changed is who has it, and a survivor would write that anew.
@@ -289,7 +294,12 @@ impl Capture {
     }
 
     /// A record that several opens share has changed: share modes, byte-range locks, or a lease.
-    async fn shared_changed(&self, database: Database, key: &[u8], value: Option<&[u8]>) -> Result<(), Refused> {
+    async fn shared_changed(
+        &self,
+        database: Database,
+        key: &[u8],
+        value: Option<&[u8]>,
+    ) -> Result<(), Refused> {
         let files = self.files_behind(database, key);
         let _in_order = self.stripes(&files).await;
         loop {
@@ -371,7 +381,10 @@ impl Capture {
         at_path.sort_by_key(|share| !entered.contains(share));
         let share = at_path.into_iter().next();
         if share.is_none() && !entered.is_empty() {
-            error!(service_path, "no protected share has this path: its durable opens are not replicated; is smb.conf the one that smbd runs with?");
+            error!(
+                service_path,
+                "no protected share has this path: its durable opens are not replicated; is smb.conf the one that smbd runs with?"
+            );
         }
         share
     }

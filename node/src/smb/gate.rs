@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::reconcile::Reconciled;
-use crate::proposer::{RequestError, Proposer};
+use crate::proposer::{Proposer, RequestError};
 
 /// How long a client waits for its share to be taken over. Detecting a death takes less than the largest
 /// `node_down_after` by far in any usable configuration; a client gives up on a request after about a minute.
@@ -157,7 +157,11 @@ impl Gate {
     async fn leave_where(&self, leaves: impl Fn(&(u32, Vec<u8>)) -> bool) -> Result<(), RequestError> {
         let left: BTreeSet<ShareName> = {
             let mut tree_connects = self.tree_connects();
-            let left = tree_connects.iter().filter(|(connect, _)| leaves(connect)).map(|(_, share)| share.clone()).collect();
+            let left = tree_connects
+                .iter()
+                .filter(|(connect, _)| leaves(connect))
+                .map(|(_, share)| share.clone())
+                .collect();
             tree_connects.retain(|connect, _| !leaves(connect));
             left
         };

@@ -5,20 +5,20 @@ use statedb::{DurableFileId, FileKey, OpenDescription, Oplock};
 
 /// The persistent id as Samba's databases know it; `None` for one that no Samba can have drawn.
 #[must_use]
-pub fn samba_id(id: DurableFileId) -> Option<u32> {
+pub(super) fn samba_id(id: DurableFileId) -> Option<u32> {
     u32::try_from(id.0).ok()
 }
 
 /// The open whose record in `smbXsrv_open_global.tdb` has this key.
 #[must_use]
-pub fn open_of(key: &[u8]) -> Option<DurableFileId> {
+pub(super) fn open_of(key: &[u8]) -> Option<DurableFileId> {
     let id = u32::from_be_bytes(key.try_into().ok()?);
     Some(DurableFileId(u64::from(id)))
 }
 
 /// The file whose records in `locking.tdb` and `brlock.tdb` have this key.
 #[must_use]
-pub fn file_of(key: &[u8]) -> Option<FileKey> {
+pub(super) fn file_of(key: &[u8]) -> Option<FileKey> {
     let key: [u8; 24] = key.try_into().ok()?;
     let number = |part: usize| u64::from_le_bytes(std::array::from_fn(|byte| key[8 * part + byte]));
     Some(FileKey { device: number(0), inode: number(1), extid: number(2) })
@@ -26,7 +26,7 @@ pub fn file_of(key: &[u8]) -> Option<FileKey> {
 
 /// The key in `leases.tdb` of the lease that an open belongs to.
 #[must_use]
-pub fn lease_of(description: &OpenDescription) -> Option<[u8; 32]> {
+pub(super) fn lease_of(description: &OpenDescription) -> Option<[u8; 32]> {
     match description.oplock {
         Oplock::Lease(lease) => Some(records::lease_record_key(description.client_guid, lease.key)),
         Oplock::None | Oplock::LevelII | Oplock::Exclusive | Oplock::Batch => None,

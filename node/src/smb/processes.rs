@@ -49,7 +49,10 @@ impl Processes {
         let processes = Arc::clone(self);
         Ok(Some(async move {
             // SAFETY: the `Arc` keeps the descriptor open, and the same, for as long as the `AsyncFd` has it.
-            #[expect(unsafe_code, reason = "tokio cannot see that the descriptor of an `Arc<OwnedFd>` never changes")]
+            #[expect(
+                unsafe_code,
+                reason = "tokio cannot see that the descriptor of an `Arc<OwnedFd>` never changes"
+            )]
             let registered = unsafe { AsyncFd::register(pidfd) };
             match registered {
                 Ok(pidfd) => {

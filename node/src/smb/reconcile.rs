@@ -74,8 +74,9 @@ impl Reconciled {
     /// placed: the caller bounds the wait.
     pub async fn through(&self, share: &ShareName, index: u64) {
         let mut progress = self.0.clone();
-        let reached = progress
-            .wait_for(|progress| progress.index.is_some_and(|done| done >= index) && !progress.behind.contains(share));
+        let reached = progress.wait_for(|progress| {
+            progress.index.is_some_and(|done| done >= index) && !progress.behind.contains(share)
+        });
         if reached.await.is_err() {
             // The reconciler has ended with this process; what waits here ends too, with its bound.
             std::future::pending().await
@@ -193,7 +194,8 @@ impl Reconciler {
         if !plan.place.is_empty() || !plan.remove.is_empty() {
             behind = self.execute(plan.place, plan.remove).await;
         }
-        self.progress.send_replace(Progress { index: plan.index, behind: behind.values().cloned().collect() });
+        self.progress
+            .send_replace(Progress { index: plan.index, behind: behind.values().cloned().collect() });
         behind.into_keys().collect()
     }
 
@@ -269,9 +271,14 @@ impl Reconciler {
         let work = move || {
             // Open only as long as it takes: a handle that is kept would keep the databases of an smbd that has
             // ended from being emptied by its successor.
-            let mut databases = LocalDatabases::open(&libtdb, &lock_directory, layout, RECORD_LOCKED_AT_MOST)?;
-            let removed = remove.into_iter().map(|(id, file)| (id, databases.remove(id, file).map(drop))).collect();
-            let placed = place.into_iter().map(|open| (open.durable_file_id, open.file, place_one(&mut databases, &open))).collect();
+            let mut databases =
+                LocalDatabases::open(&libtdb, &lock_directory, layout, RECORD_LOCKED_AT_MOST)?;
+            let removed =
+                remove.into_iter().map(|(id, file)| (id, databases.remove(id, file).map(drop))).collect();
+            let placed = place
+                .into_iter()
+                .map(|open| (open.durable_file_id, open.file, place_one(&mut databases, &open)))
+                .collect();
             Ok::<Done, samba::tdb::LibtdbError>(Done { removed, placed })
         };
         let done = match tokio::task::spawn_blocking(work).await {
@@ -288,7 +295,9 @@ impl Reconciler {
         for (id, removed) in done.removed {
             match removed {
                 Ok(()) => drop(self.held.remove(&id)),
-                Err(error) => warn!(durable_file_id = %id, error = %chain(&error), "an orphan's records cannot be removed"),
+                Err(error) => {
+                    warn!(durable_file_id = %id, error = %chain(&error), "an orphan's records cannot be removed")
+                }
             }
         }
         let mut again = BTreeMap::new();
@@ -300,7 +309,9 @@ impl Reconciler {
                     self.held.insert(id, Held { file, as_orphan: true });
                 }
                 // It stays with the cluster until its time is up; this node cannot give it back.
-                Placed::Never(why) => error!(durable_file_id = %id, error = why, "an orphan cannot be given back by this node"),
+                Placed::Never(why) => {
+                    error!(durable_file_id = %id, error = why, "an orphan cannot be given back by this node")
+                }
                 Placed::NotYet(why) => {
                     if self.complained_of.insert(id) {
                         warn!(durable_file_id = %id, error = why, "an orphan cannot be placed yet, trying again");
@@ -345,7 +356,9 @@ fn is_final(error: &PlaceError, image: &OpenImage) -> bool {
         PlaceError::Materialise(MaterialiseError::Conflict { .. })
         | PlaceError::File { source: StatError::Replaced { .. }, .. } => true,
         // The file is gone if its file system is there without it. Otherwise that is still to be mounted.
-        PlaceError::File { source: StatError::Io { source, .. }, .. } if source.kind() == ErrorKind::NotFound => {
+        PlaceError::File { source: StatError::Io { source, .. }, .. }
+            if source.kind() == ErrorKind::NotFound =>
+        {
             let share = std::fs::metadata(&image.cookie().service_path);
             share.is_ok_and(|share| share.dev() == image.file().device)
         }

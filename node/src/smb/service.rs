@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex as SyncMutex};
 use std::time::Duration;
 
 use frame::{Database, NodeSlot, PageWriter, Reply, TdbError};
-use samba::tdb::Tdb;
 use samba::Layout;
+use samba::tdb::Tdb;
 use statedb::{Command, Instance, NodeId, NodeState, OpenDescription, Outcome, Owner, Rejection, ShareName};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Mutex;
@@ -28,7 +28,7 @@ use super::reconcile::{Reconciled, Reconciler};
 use super::tracker::Tracker;
 use crate::config::{Config, SambaConfig, Timing};
 use crate::lease::ServiceLease;
-use crate::proposer::{RequestError, Proposer};
+use crate::proposer::{Proposer, RequestError};
 use crate::raft::RaftNode;
 
 /// Between two attempts to register or to declare down, while there is no quorum or no leader.
@@ -151,7 +151,8 @@ impl SmbService {
             open_global_durable_min_len: samba::allocator::open_global_durable_min_len(settings.layout),
         };
         let tracker = Tracker::new(PageWriter::open(&samba.run_dir.join(frame::PAGE_FILE), limits)?);
-        let slot = NodeSlot::new(config.slot()).expect("a configuration has no more nodes than there are slots");
+        let slot =
+            NodeSlot::new(config.slot()).expect("a configuration has no more nodes than there are slots");
         tracker.set_allocator(slot, &samba::allocator::in_use_record(settings.layout))?;
         raft.read(|state| tracker.replace_all(state.opens().map(|open| &open.description)));
         let listener = listen(&samba.run_dir.join(frame::SOCKET_FILE))?;
@@ -242,7 +243,9 @@ impl SmbService {
         let hello = connection.hello().await?;
         if hello.protocol != frame::frame::PROTOCOL {
             error!(
-                pid, theirs = hello.protocol, ours = frame::frame::PROTOCOL,
+                pid,
+                theirs = hello.protocol,
+                ours = frame::frame::PROTOCOL,
                 "the preloaded library is of another version than this sidecar: install both from one release and restart smbd"
             );
             return connection.reply(&Reply::Refuse { tdb_error: TdbError::Io }).await;
@@ -283,7 +286,10 @@ impl SmbService {
         let reattaches = known == Some((instance, NodeState::Up));
         let uid = connection.uid();
         if !reattaches && uid != 0 && uid != nix::unistd::geteuid().as_raw() {
-            warn!(pid = connection.pid(), uid, "a stranger says that it is smbd: neither root nor this sidecar's user");
+            warn!(
+                pid = connection.pid(),
+                uid, "a stranger says that it is smbd: neither root nor this sidecar's user"
+            );
             return None;
         }
         match current.take() {
@@ -341,7 +347,8 @@ impl SmbService {
             processes: Arc::new(Processes::new()),
             ended,
         });
-        *self.living.lock().expect("no holder of this lock can panic") = Some((owner, incarnation.ended.clone()));
+        *self.living.lock().expect("no holder of this lock can panic") =
+            Some((owner, incarnation.ended.clone()));
         self.lease.begin(owner);
         let mut until = self.lease.until();
         let until = tokio::select! {
@@ -418,7 +425,9 @@ impl SmbService {
     /// By when a node that does not answer is declared down, whoever leads: the leader's silence, an election
     /// that has to be repeated once, and the new leader's wait.
     fn verdict_within(&self) -> Duration {
-        self.timing.node_down_after() + 3 * self.timing.leader_lease() + self.timing.node_down_after_election()
+        self.timing.node_down_after()
+            + 3 * self.timing.leader_lease()
+            + self.timing.node_down_after_election()
     }
 }
 
@@ -491,14 +500,14 @@ fn lock_run_dir(run_dir: &Path) -> Result<File, SmbServiceError> {
 
 /// Listens for processes. A socket that an earlier run left behind is in the way, and is removed.
 fn listen(path: &Path) -> Result<UnixListener, SmbServiceError> {
-    let failed = |operation| {
-        move |source| SmbServiceError::RunDir { operation, path: path.to_owned(), source }
-    };
+    let failed =
+        |operation| move |source| SmbServiceError::RunDir { operation, path: path.to_owned(), source };
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove")(error)),
         _ => {}
     }
-    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).map_err(failed("make a socket at"))?;
+    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)
+        .map_err(failed("make a socket at"))?;
     let address = socket2::SockAddr::unix(path).map_err(failed("make a socket at"))?;
     socket.bind(&address).map_err(failed("make a socket at"))?;
     // smbd may have become its client's user by the time it connects again; the instance is its proof.
