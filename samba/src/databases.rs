@@ -3,6 +3,8 @@
 //! # What must stay true
 //!
 //! - An orphan's own record is stored last and deleted first: whoever finds it finds all the rest.
+//! - A share-mode entry with a lease is stored after the lease and deleted before it: smbd panics when it meets one
+//!   without.
 //! - Never two chain locks at once, so no order between them can be wrong.
 //! - See [`crate::tdb`] for when the databases may be open at all.
 
@@ -111,7 +113,7 @@ impl LocalDatabases {
         // A conflict is looked for before anything is stored, and again when the record's lock is held.
         materialise::place_open_global(local.as_ref(), image, disconnected_at, &stat, is_alive)?;
 
-        let traces = Traces::of(id, local.as_ref());
+        let traces = Traces::of_orphan(image, local.as_ref(), is_alive);
         let placed = self.place_shared(image, traces).and_then(|()| {
             let (layout, key) = (self.layout, open_global_key(id));
             edit(&mut self.open_global, &key, self.lock_timeout, |local| {
@@ -154,7 +156,7 @@ impl LocalDatabases {
         let (removed, traces) = edit(&mut self.open_global, &key, self.lock_timeout, |local| {
             let local = local.map(|value| OpenGlobal::decode(layout, value)).transpose()?;
             let (edit, removed) = materialise::remove_open_global(local.as_ref(), is_alive);
-            Ok((edit.map(|open| open.encode(layout)), (removed, Traces::of(id, local.as_ref()))))
+            Ok((edit.map(|open| open.encode(layout)), (removed, Traces::of_record(id, local.as_ref()))))
         })?;
         if removed != Removed::Claimed {
             self.remove_shared(file, traces)?;

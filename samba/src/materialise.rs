@@ -59,19 +59,27 @@ impl<T> Edit<T> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Traces {
     id: DurableFileId,
-    /// The dead process that holds the open by its own record, and when the open was made.
+    /// The dead process that had it, and when the open was made.
     left_by: Option<(ServerId, UnixMicros)>,
 }
 
 impl Traces {
-    /// The traces of an open whose own record here is `local`. No living process may hold it.
+    /// The traces of an open whose record here is `local`, if there is one. No living process may hold it.
     #[must_use]
-    pub fn of(id: DurableFileId, local: Option<&OpenGlobal>) -> Self {
-        let left_by = local.and_then(|open| match open.holder() {
-            Holder::Process(server_id) => Some((server_id, open.open_time.to_unix_micros())),
-            Holder::Disconnected => None,
-        });
-        Self { id, left_by }
+    pub fn of_record(id: DurableFileId, local: Option<&OpenGlobal>) -> Self {
+        Self { id, left_by: local.map(|open| (open.server_id, open.open_time.to_unix_micros())) }
+    }
+
+    /// The traces of an orphan whose record here is `local`, if there is one. smbd deletes that record when a
+    /// client asks for the open of a dead process, and leaves the rest.
+    #[must_use]
+    pub fn of_orphan(
+        image: &OpenImage,
+        local: Option<&OpenGlobal>,
+        is_alive: impl Fn(ServerId) -> bool,
+    ) -> Self {
+        let known = local.or(Some(image.open_global())).filter(|open| !is_alive(open.server_id));
+        Self::of_record(image.durable_file_id(), known)
     }
 
     fn has_entry(&self, entry: &ShareModeEntry) -> bool {

@@ -20,7 +20,7 @@ fn stored<T: std::fmt::Debug>(edit: Edit<T>) -> T {
 
 /// What is known of an open of which there is no record.
 fn none(image: &OpenImage) -> Traces {
-    Traces::of(image.durable_file_id(), None)
+    Traces::of_record(image.durable_file_id(), None)
 }
 
 fn alive(_: ServerId) -> bool {
@@ -246,7 +246,11 @@ fn what_a_dead_process_has_left_is_replaced() {
     let open = stored(place_open_global(Some(&local), &image, NtTime(1), stat, dead).unwrap());
     assert_eq!(open.server_id, ServerId::DISCONNECTED);
 
-    let traces = Traces::of(image.durable_file_id(), Some(&local));
+    // Also when smbd has deleted the open's own record meanwhile.
+    let traces = Traces::of_orphan(&image, None, dead);
+    assert_eq!(traces, Traces::of_orphan(&image, Some(&local), dead));
+    assert_eq!(traces, Traces::of_record(image.durable_file_id(), Some(&local)));
+    assert_eq!(Traces::of_orphan(&image, None, alive), none(&image));
     let record = stored(place_entry(Some(locking(&situation)), &image, traces).unwrap());
     let entries = &record.share_modes().unwrap().entries;
     assert_eq!(entries.len(), 1);

@@ -1,6 +1,7 @@
 //! Records are decoded and encoded byte for byte, and damage is named.
 
 use frame::Database;
+use proptest::prelude::*;
 use samba::RecordError;
 use samba::records::{BrlockEntry, LeaseRecord, LockingRecord, OpenGlobal, Problem, TconGlobal};
 
@@ -73,6 +74,26 @@ fn no_damaged_byte_is_lost_or_panics() {
             }
         }
     });
+}
+
+proptest! {
+    /// Whatever stands in a record: it is refused, or it is understood and kept.
+    #[test]
+    fn overwritten_record_is_refused_or_kept(
+        record in any::<prop::sample::Index>(),
+        at in any::<prop::sample::Index>(),
+        bytes in prop::collection::vec(any::<u8>(), 1..64),
+    ) {
+        let situation = Situation::load("two_opens_one_lease");
+        let (database, _, value) = record.get(&situation.records);
+        let at = at.index(value.len());
+        let mut damaged = value.clone();
+        let end = value.len().min(at + bytes.len());
+        damaged.splice(at..end, bytes);
+        if let Ok(again) = round_trip(*database, &damaged) && *database != Database::Brlock {
+            prop_assert_eq!(again, damaged);
+        }
+    }
 }
 
 #[test]

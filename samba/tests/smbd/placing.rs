@@ -49,7 +49,8 @@ fn orphan_is_placed_found_and_removed_without_a_trace() {
 }
 
 /// smbd reads what was placed: somebody who wants the file meets the orphan, and smbd gives it up for him by its own
-/// rules. It takes the entry away and leaves the open's own record, which nobody can reclaim any more.
+/// rules. It takes the entry away, so that nobody can reclaim the open any more, and leaves the open's own record and its
+/// lease, as it does with opens that it has disconnected itself.
 #[test]
 fn intruder_makes_smbd_give_up_the_orphan() {
     if !samba_is_there() {
@@ -57,18 +58,21 @@ fn intruder_makes_smbd_give_up_the_orphan() {
     }
     let address = "127.0.41.2";
     let smbd = Smbd::start(address);
-    fs::write(smbd.share().join("plan.xlsx"), "text").unwrap();
-    let image = image_of("batch_v2", &smbd.share(), "plan.xlsx");
-    let id = image.durable_file_id();
-    place(&smbd, &image).unwrap();
+    for (situation, name) in [("batch_v2", "plan.xlsx"), ("rwh_v2_locks", "report.docx")] {
+        fs::write(smbd.share().join(name), "text").unwrap();
+        let image = image_of(situation, &smbd.share(), name);
+        let id = image.durable_file_id();
+        place(&smbd, &image).unwrap();
 
-    assert!(smbd.smbclient(address, "get plan.xlsx /dev/null"));
-    let locking = smbd.record(frame::Database::Locking, &file_key(image.file()));
-    assert_eq!(image.clone().update_locking(locking.as_deref()).unwrap(), Change::Gone);
-    assert_eq!(smbd.databases().remove(id, image.file()).unwrap(), Removed::Removed);
-    assert_eq!(smbd.databases().open_global(id).unwrap(), None);
-    for (database, key) in shared_keys(&image) {
-        assert_eq!(smbd.record(database, &key), None, "{database}");
+        assert!(smbd.smbclient(address, &format!("get {name} /dev/null")));
+        let locking = smbd.record(frame::Database::Locking, &file_key(image.file()));
+        assert_eq!(image.clone().update_locking(locking.as_deref()).unwrap(), Change::Gone);
+        assert_eq!(smbd.databases().remove(id, image.file()).unwrap(), Removed::Removed);
+        assert_eq!(smbd.databases().open_global(id).unwrap(), None);
+        for (database, key) in shared_keys(&image) {
+            let is_left = smbd.record(database, &key).is_some();
+            assert_eq!(is_left, database == frame::Database::Leases, "{database}");
+        }
     }
 }
 
