@@ -1,7 +1,8 @@
 //! Whether an `smb.conf` allows durable handles, asked of Samba's own `testparm`.
 //!
-//! smbd grants no durable handle on a share where the kernel or POSIX take part in locking; it says so nowhere. Nothing here
-//! parses `smb.conf`: includes, defaults and the `[global]` section's share options are testparm's to know.
+//! smbd grants no durable handle on a share where the kernel or POSIX take part in locking; it says so nowhere.
+//! Nothing here parses `smb.conf`: includes, defaults and the `[global]` section's share options are testparm's to
+//! know.
 
 use std::ffi::OsStr;
 use std::fmt;

@@ -110,8 +110,13 @@ impl LocalDatabases {
             .map_err(|source| PlaceError::File { id, source })?
             .to_cookie(self.layout, &image.cookie().stat);
         let local = self.open_global(id)?;
-        // A conflict is looked for before anything is stored, and again when the record's lock is held.
-        materialise::place_open_global(local.as_ref(), image, disconnected_at, &stat, is_alive)?;
+        // A conflict is looked for before anything is stored, and again when the record's lock is held. What is
+        // there is left alone altogether: if smbd has given the open up for somebody, its entry must stay away.
+        if materialise::place_open_global(local.as_ref(), image, disconnected_at, &stat, is_alive)?
+            == Edit::Keep
+        {
+            return Ok(());
+        }
 
         let traces = Traces::of_orphan(image, local.as_ref(), is_alive);
         let placed = self.place_shared(image, traces).and_then(|()| {

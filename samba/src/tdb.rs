@@ -123,8 +123,8 @@ pub struct Tdb(&'static Libtdb);
 impl Tdb {
     /// Loads libtdb, once per process.
     ///
-    /// Call it before the process has a handler for SIGCHLD of its own: libtdb tries out the machine's mutexes in a child
-    /// process, and leaves a handler behind that calls the one from before.
+    /// Call it before the process has a handler for SIGCHLD of its own: libtdb tries out the machine's mutexes in
+    /// a child process, and leaves a handler behind that calls the one from before.
     pub fn load() -> Result<Self, LibtdbError> {
         static LOADED: OnceLock<Libtdb> = OnceLock::new();
         static LOADING: Mutex<()> = Mutex::new(());

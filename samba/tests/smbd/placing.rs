@@ -48,9 +48,10 @@ fn orphan_is_placed_found_and_removed_without_a_trace() {
     }
 }
 
-/// smbd reads what was placed: somebody who wants the file meets the orphan, and smbd gives it up for him by its own
-/// rules. It takes the entry away, so that nobody can reclaim the open any more, and leaves the open's own record and its
-/// lease, as it does with opens that it has disconnected itself.
+/// smbd reads what was placed: somebody who wants the file meets the orphan, and smbd gives it up for him by its
+/// own rules. It takes the entry away, so that nobody can reclaim the open any more, and leaves the open's own
+/// record and its lease, as it does with opens that it has disconnected itself. Placing it again does not bring it
+/// back.
 #[test]
 fn intruder_makes_smbd_give_up_the_orphan() {
     if !samba_is_there() {
@@ -67,6 +68,8 @@ fn intruder_makes_smbd_give_up_the_orphan() {
         assert!(smbd.smbclient(address, &format!("get {name} /dev/null")));
         let locking = smbd.record(frame::Database::Locking, &file_key(image.file()));
         assert_eq!(image.clone().update_locking(locking.as_deref()).unwrap(), Change::Gone);
+        place(&smbd, &image).unwrap();
+        assert_eq!(smbd.record(frame::Database::Locking, &file_key(image.file())), locking);
         assert_eq!(smbd.databases().remove(id, image.file()).unwrap(), Removed::Removed);
         assert_eq!(smbd.databases().open_global(id).unwrap(), None);
         for (database, key) in shared_keys(&image) {
