@@ -38,8 +38,6 @@ pub enum Kind {
     AppliedMeta = 3,
     /// The number of the generation of the applied state that is current.
     Generation = 4,
-    /// A chunk of a snapshot on its way to another node.
-    SnapshotChunk = 5,
 }
 
 /// Why bytes are not a frame of the expected kind.

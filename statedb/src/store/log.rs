@@ -19,8 +19,7 @@
 //! checked: positions and votes have a fixed size and a crc32 of their own, payloads a checked header.
 //! A rotten byte then always fails a checksum, wherever it is, and the log does not open.
 //!
-//! What cannot be seen here is a log that ends, cleanly, earlier than it did: see the check against the
-//! applied state where both are opened.
+//! What cannot be seen here is a log whose file system has lost the end of a file after a sync.
 
 mod codec;
 
@@ -59,7 +58,7 @@ const READ_BUFFER_SIZE: usize = 1024 * 1024;
 /// The longest payload of one entry. Longer ones are refused when they are appended.
 pub const PAYLOAD_LEN_MAX: usize = 4 * 1024 * 1024;
 
-/// The position of an entry: `LogId` of the Raft paper's leader append-only log.
+/// The position of an entry: a term and an index, as in the Raft paper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position {
     /// The term of the leader that proposed the entry.

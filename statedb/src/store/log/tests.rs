@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::*;
 
 /// Small enough that a test fills several chunks.
-const SMALL_CHUNK: usize = 1024;
+const SMALL_CHUNK: usize = 512;
 
 /// No test waits longer for the disk.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -48,16 +48,16 @@ fn write_varied_log(dir: &Path) {
     let log = LogStore::open_with_chunk_size(dir, SMALL_CHUNK).expect("opens");
     let vote = Vote { term: 1, committed: false, voted_for: 2 };
     synced(|on_synced| log.save_vote(vote, on_synced)).expect("saved");
-    append(&log, (0..30).map(|index| entry(1, index))).expect("appended");
-    log.save_committed(Position { term: 1, index: 20 }).expect("saved");
-    synced(|on_synced| log.truncate_after(Some(Position { term: 1, index: 27 }), on_synced))
+    append(&log, (0..14).map(|index| entry(1, index))).expect("appended");
+    log.save_committed(Position { term: 1, index: 10 }).expect("saved");
+    synced(|on_synced| log.truncate_after(Some(Position { term: 1, index: 11 }), on_synced))
         .expect("truncated");
     synced(|on_synced| log.save_vote(Vote { term: 2, committed: true, voted_for: 1 }, on_synced))
         .expect("saved");
-    append(&log, (28..40).map(|index| entry(2, index))).expect("appended");
+    append(&log, (12..20).map(|index| entry(2, index))).expect("appended");
     synced(|on_synced| log.purge(Position { term: 1, index: 3 }, on_synced)).expect("purged");
-    log.save_committed(Position { term: 2, index: 39 }).expect("saved");
-    append(&log, [entry(2, 40)]).expect("appended");
+    log.save_committed(Position { term: 2, index: 19 }).expect("saved");
+    append(&log, [entry(2, 20)]).expect("appended");
 }
 
 fn chunk_files(dir: &Path) -> Vec<PathBuf> {
@@ -75,22 +75,22 @@ fn a_reopened_log_is_as_it_was() {
     let dir = tempfile::tempdir().expect("a directory");
     write_varied_log(dir.path());
     let log = LogStore::open_with_chunk_size(dir.path(), SMALL_CHUNK).expect("opens");
-    assert_eq!(indexes(&log), (4..=40).collect::<Vec<_>>());
+    assert_eq!(indexes(&log), (4..=20).collect::<Vec<_>>());
     let state = LogState {
         vote: Some(Vote { term: 2, committed: true, voted_for: 1 }),
-        committed: Some(Position { term: 2, index: 39 }),
+        committed: Some(Position { term: 2, index: 19 }),
         purged: Some(Position { term: 1, index: 3 }),
-        last: Some(Position { term: 2, index: 40 }),
+        last: Some(Position { term: 2, index: 20 }),
     };
     assert_eq!(log.state().expect("a state"), state);
-    append(&log, [entry(3, 41)]).expect("goes on");
-    assert_eq!(log.read(41..42, 0).expect("readable"), [entry(3, 41)], "the first is read whatever its size");
+    append(&log, [entry(3, 21)]).expect("goes on");
+    assert_eq!(log.read(21..22, 0).expect("readable"), [entry(3, 21)], "the first is read whatever its size");
 }
 
 #[test]
 fn every_rotten_byte_is_found_and_named() {
-    // Every record type, in closed chunks and in the open one. Bits at both ends of each byte and all of
-    // them, so that lengths, tags and types become larger and smaller.
+    // Every record type, in closed chunks and in the open one; and in each byte one bit and all of them, so
+    // that lengths, tags and types become larger and smaller.
     let dir = tempfile::tempdir().expect("a directory");
     write_varied_log(dir.path());
     let files = chunk_files(dir.path());
@@ -98,7 +98,7 @@ fn every_rotten_byte_is_found_and_named() {
     for file in files {
         let sound = std::fs::read(&file).expect("readable");
         for position in 0..sound.len() {
-            for damage in [0x01, 0x04, 0x80, 0xFF] {
+            for damage in [0x01, 0xFF] {
                 let mut rotten = sound.clone();
                 rotten[position] ^= damage;
                 std::fs::write(&file, &rotten).expect("writable");
@@ -124,7 +124,7 @@ fn a_byte_that_rots_under_a_running_node_is_found_when_it_is_read() {
     let file = &chunk_files(dir.path())[0];
     let rotten: Vec<u8> = std::fs::read(file).expect("readable").iter().map(|byte| byte ^ 0x10).collect();
     std::fs::write(file, rotten).expect("writable");
-    assert!(matches!(log.read(4..40, usize::MAX), Err(StoreError::Damaged { .. })));
+    assert!(matches!(log.read(4..20, usize::MAX), Err(StoreError::Damaged { .. })));
 }
 
 #[test]
@@ -135,7 +135,7 @@ fn a_torn_tail_is_cut_off_and_the_rest_kept() {
     let sound_len =
         std::fs::metadata(chunk_files(dir.path()).last().expect("a chunk")).expect("a file").len();
     let log = LogStore::open_with_chunk_size(dir.path(), SMALL_CHUNK).expect("opens");
-    append(&log, [entry(2, 41)]).expect("appended");
+    append(&log, [entry(2, 21)]).expect("appended");
     drop(log);
     let file = chunk_files(dir.path()).pop().expect("a chunk");
     let whole = std::fs::read(&file).expect("readable");
@@ -147,7 +147,7 @@ fn a_torn_tail_is_cut_off_and_the_rest_kept() {
             torn.extend(vec![0; zeros]);
             std::fs::write(&file, torn).expect("writable");
             let log = LogStore::open_with_chunk_size(dir.path(), SMALL_CHUNK).expect("opens");
-            assert_eq!(indexes(&log), (4..=40).collect::<Vec<_>>(), "{len} bytes left");
+            assert_eq!(indexes(&log), (4..=20).collect::<Vec<_>>(), "{len} bytes left");
             drop(log);
             chunk_files(dir.path()).into_iter().filter(|other| *other > file).for_each(|other| {
                 std::fs::remove_file(other).expect("what followed the cut");
