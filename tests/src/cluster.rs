@@ -80,6 +80,20 @@ impl ClusterOptions {
             log: "info".to_owned(),
         }
     }
+
+    /// The same with time for nodes that have to share two busy cores with other tests: so much that no living
+    /// node is taken for dead. For tests of what happens, not of how fast.
+    #[must_use]
+    pub fn patient(self) -> Self {
+        let timing = vec![
+            ("heartbeat_interval_ms", 100),
+            ("election_timeout_min_ms", 400),
+            ("election_timeout_max_ms", 800),
+            ("self_fence_after_ms", 2_500),
+            ("node_down_after_ms", 3_000),
+        ];
+        Self { timing, ..self }
+    }
 }
 
 /// Why a cluster does not work as the harness wants it to.

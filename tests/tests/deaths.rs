@@ -15,7 +15,7 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_demo");
 const FENCED_WITHIN: Duration = Duration::from_secs(5);
 
 async fn cluster(tools: SambaTools) -> Cluster {
-    Cluster::start(ClusterOptions::with_samba(PROGRAM, tools)).await.unwrap()
+    Cluster::start(ClusterOptions::with_samba(PROGRAM, tools).patient()).await.unwrap()
 }
 
 async fn connect(cluster: &Cluster, client: &Client, node: usize) -> (Session, Tree) {

@@ -138,7 +138,7 @@ async fn without_holdfast_smbtorture_passes_on_one_node_and_fails_over_a_kill() 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_acknowledged_open_survives_the_kill_of_its_node() {
     let Some(tools) = samba_or_skip() else { return };
-    let mut cluster = Cluster::start(ClusterOptions::with_samba(PROGRAM, tools)).await.unwrap();
+    let mut cluster = Cluster::start(ClusterOptions::with_samba(PROGRAM, tools).patient()).await.unwrap();
     let (owner, survivor, bystander) = (0, 1, 2);
     let credentials = cluster.credentials();
     let (address, share) = (cluster.smb_address(owner), cluster.share(owner));
@@ -168,7 +168,8 @@ async fn every_acknowledged_open_survives_the_kill_of_its_node() {
 async fn smbtorture_passes_over_kills() {
     let Some(tools) = samba_or_skip() else { return };
     for test in RECLAIM_TESTS {
-        let cluster = Cluster::start(ClusterOptions::with_samba(PROGRAM, tools.clone())).await.unwrap();
+        let cluster =
+            Cluster::start(ClusterOptions::with_samba(PROGRAM, tools.clone()).patient()).await.unwrap();
         let addresses = (0..cluster.len()).map(|node| cluster.smb_address(node)).collect();
         let site = cluster.site();
         let cluster = Arc::new(Mutex::new(cluster));

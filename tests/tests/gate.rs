@@ -18,7 +18,8 @@ const MOVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A cluster whose node 0 is killed while a client holds a durable open of `file` there: the client, and the
 /// open's reconnect request. Returns at the moment of the kill, before anybody can know of it.
 async fn cluster_with_an_orphan() -> Option<(Cluster, Client, CreateRequest)> {
-    let mut cluster = Cluster::start(ClusterOptions::with_samba(PROGRAM, samba_or_skip()?)).await.unwrap();
+    let mut cluster =
+        Cluster::start(ClusterOptions::with_samba(PROGRAM, samba_or_skip()?).patient()).await.unwrap();
     let owner = Client::new(cluster.credentials());
     let session = owner.connect(cluster.smb_address(0)).await.unwrap();
     let share = session.tree_connect(&cluster.share(0)).await.unwrap();
@@ -69,7 +70,7 @@ async fn an_early_visitor_who_breaks_nothing_leaves_the_orphan() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_second_of_two_live_nodes_is_refused_the_share_until_the_first_is_left() {
     let Some(tools) = samba_or_skip() else { return };
-    let cluster = Cluster::start(ClusterOptions::with_samba(PROGRAM, tools)).await.unwrap();
+    let cluster = Cluster::start(ClusterOptions::with_samba(PROGRAM, tools).patient()).await.unwrap();
     let client = Client::new(cluster.credentials());
     let first = client.connect(cluster.smb_address(0)).await.unwrap();
     let share = first.tree_connect(&cluster.share(0)).await.unwrap();
