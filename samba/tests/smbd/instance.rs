@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -43,11 +44,14 @@ fn smbd() -> &'static OsStr {
 pub(crate) struct Smbd {
     directory: TempDir,
     process: Child,
+    address: SocketAddr,
 }
 
 impl Smbd {
-    /// Starts one that listens on `address`, which no other test may use.
+    /// Starts one that listens on `address`, which no other test may use, and on a port that is free now.
     pub(crate) fn start(address: &str) -> Self {
+        let free = TcpListener::bind((address, 0)).and_then(|listener| listener.local_addr());
+        let address = free.expect("a loopback address has free ports");
         let directory = TempDir::with_prefix("holdfast-smbd-").expect("a temporary directory");
         let root = directory.path();
         for name in ["private", "lock", "state", "cache", "pid", "ncalrpc", "share"] {
@@ -64,9 +68,9 @@ impl Smbd {
              pid directory = {root}/pid\n\
              ncalrpc dir = {root}/ncalrpc\n\
              log file = {root}/log.smbd\n\
-             interfaces = {address}/8\n\
+             interfaces = {ip}/8\n\
              bind interfaces only = yes\n\
-             smb ports = {PORT}\n\
+             smb ports = {port}\n\
              disable netbios = yes\n\
              load printers = no\n\
              printcap name = /dev/null\n\
@@ -79,6 +83,8 @@ impl Smbd {
              kernel oplocks = no\n\
              kernel share modes = no\n\
              posix locking = no\n",
+            ip = address.ip(),
+            port = address.port(),
             user = nix::unistd::User::from_uid(nix::unistd::getuid())
                 .unwrap()
                 .expect("this user has a name")
@@ -95,7 +101,7 @@ impl Smbd {
             .stderr(Stdio::null())
             .spawn()
             .expect("smbd is there");
-        let smbd = Self { directory, process };
+        let smbd = Self { directory, process, address };
         let started = Instant::now();
         while smbd.try_databases().is_err() {
             assert!(started.elapsed() < PATIENCE, "smbd does not start: {}", smbd.log());
@@ -134,12 +140,12 @@ impl Smbd {
     }
 
     /// Runs a command of smbclient on the share, and returns whether it went well.
-    pub(crate) fn smbclient(&self, address: &str, command: &str) -> bool {
+    pub(crate) fn smbclient(&self, command: &str) -> bool {
         let output = Command::new("smbclient")
             .args([
-                &format!("//{address}/share"),
+                &format!("//{}/share", self.address.ip()),
                 "-p",
-                &PORT.to_string(),
+                &self.address.port().to_string(),
                 "-N",
                 "-U",
                 "nobody-in-particular%",
@@ -181,6 +187,3 @@ impl Drop for Smbd {
         self.end();
     }
 }
-
-/// Every instance has an address of its own, so one port will do, and an ordinary user may listen on it.
-const PORT: u16 = 4451;

@@ -57,15 +57,14 @@ fn intruder_makes_smbd_give_up_the_orphan() {
     if !samba_is_there() {
         return;
     }
-    let address = "127.0.41.2";
-    let smbd = Smbd::start(address);
+    let smbd = Smbd::start("127.0.41.2");
     for (situation, name) in [("batch_v2", "plan.xlsx"), ("rwh_v2_locks", "report.docx")] {
         fs::write(smbd.share().join(name), "text").unwrap();
         let image = image_of(situation, &smbd.share(), name);
         let id = image.durable_file_id();
         place(&smbd, &image).unwrap();
 
-        assert!(smbd.smbclient(address, &format!("get {name} /dev/null")));
+        assert!(smbd.smbclient(&format!("get {name} /dev/null")));
         let locking = smbd.record(frame::Database::Locking, &file_key(image.file()));
         assert_eq!(image.clone().update_locking(locking.as_deref()).unwrap(), Change::Gone);
         place(&smbd, &image).unwrap();
