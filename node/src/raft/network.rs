@@ -150,7 +150,7 @@ impl Connection {
 
     fn vote_request(peer: &Peer, rpc: &VoteRequest<TypeConfig>) -> pb::VoteRequest {
         pb::VoteRequest {
-            envelope: Some(peer.envelope.clone()),
+            envelope: Some(peer.envelope),
             vote: Some(convert::vote_to_pb(&rpc.vote)),
             last_log_id: rpc.last_log_id.as_ref().map(convert::log_id_to_pb),
         }
@@ -232,7 +232,7 @@ impl RaftNetworkV2<TypeConfig> for Connection {
     {
         Box::pin(async move {
             let mut peer = self.peer()?;
-            let mut envelope = Some(peer.envelope.clone());
+            let mut envelope = Some(peer.envelope);
             let requests = input.map(move |request| convert::append_request_to_pb(request, envelope.take()));
             let accepted = within(self.silence_max, peer.client.append(requests)).await;
             let responses = accepted.map_err(|status| failed(&status))?.into_inner();
@@ -274,7 +274,7 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         let mut peer = self.peer()?;
         let SnapshotRecords(records) = snapshot.snapshot;
         let head = pb::SnapshotHead {
-            envelope: Some(peer.envelope.clone()),
+            envelope: Some(peer.envelope),
             vote: Some(convert::vote_to_pb(&vote)),
             last_log_id: snapshot.meta.last_log_id.as_ref().map(convert::log_id_to_pb),
             membership: Some(convert::stored_membership_to_pb(&snapshot.meta.last_membership)),
@@ -284,7 +284,7 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         let body = std::iter::from_fn(move || {
             let chunk: Vec<_> =
                 records.by_ref().take(SNAPSHOT_CHUNK_RECORDS).map(|record| (&record).into()).collect();
-            (!chunk.is_empty()).then(|| pb::SnapshotRecords { records: chunk })
+            (!chunk.is_empty()).then_some(pb::SnapshotRecords { records: chunk })
         });
         let chunks = std::iter::once(pb::snapshot_chunk::Chunk::Head(head))
             .chain(body.map(pb::snapshot_chunk::Chunk::Records))

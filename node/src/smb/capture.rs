@@ -146,8 +146,8 @@ impl Capture {
         for id in served {
             info!(durable_file_id = %id, process, "the process of an open has ended without handing it over");
             let (_, outcome) = self.proposer.propose(Request::Disconnect(id)).await?;
-            debug!(durable_file_id = %id, %outcome, "its client may come back");
-            self.opens().set_disconnected(id);
+            debug!(durable_file_id = %id, %outcome, "its client may come back, or it is closed");
+            self.lost_its_client(id, &outcome);
         }
         Ok(())
     }
@@ -265,12 +265,23 @@ impl Capture {
         if changed == Changed::Changed {
             self.update(vec![description.clone()]).await?;
         }
-        if local.process.is_some() {
+        let process = local.process;
+        self.opens().insert(LocalOpen { description, process });
+        if process.is_some() {
             let (_, outcome) = self.proposer.propose(Request::Disconnect(id)).await?;
             debug!(durable_file_id = %id, %outcome, "a client is away");
+            self.lost_its_client(id, &outcome);
         }
-        self.opens().insert(LocalOpen { description, process: None });
         Ok(())
+    }
+
+    fn lost_its_client(&self, id: DurableFileId, outcome: &Outcome) {
+        let mut opens = self.opens();
+        match outcome {
+            Outcome::Disconnected { .. } => opens.set_disconnected(id),
+            // Closed, because it does not outlive its connection; or not ours any more.
+            _ => drop(opens.remove(id)),
+        }
     }
 
     /// An open is closed by its client, by its time, or by somebody who wanted the file.

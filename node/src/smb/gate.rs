@@ -169,9 +169,13 @@ impl Gate {
             let door = self.door(&share);
             let mut door = door.lock().await;
             if door.open && !self.tree_connects().values().any(|entered| *entered == share) {
-                door.open = false;
-                info!(%share, "the last tree connect is gone, the share is free");
-                self.proposer.propose(Request::ReleaseShare(share)).await?;
+                let (_, outcome) = self.proposer.propose(Request::ReleaseShare(share.clone())).await?;
+                // Refused while a client still has an open there. Then the share stays ours, and whoever comes and
+                // goes next asks again.
+                door.open = outcome != Outcome::ShareReleased;
+                if !door.open {
+                    info!(%share, "the last tree connect is gone, the share is free");
+                }
             }
         }
         Ok(())

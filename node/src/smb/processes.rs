@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tracing::debug;
 
 /// The living processes of one incarnation of the SMB service.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Processes {
     living: Mutex<BTreeMap<u32, Arc<OwnedFd>>>,
     /// How many there are. Watchers learn from it that the last one has ended.
@@ -22,12 +22,6 @@ pub struct Processes {
 }
 
 impl Processes {
-    /// None yet.
-    #[must_use]
-    pub fn new() -> Self {
-        Self { living: Mutex::default(), count: watch::Sender::new(0) }
-    }
-
     /// Watches a process from now on. Returns what resolves when it has ended, or `None` if it is watched
     /// already.
     ///
@@ -82,7 +76,7 @@ impl Processes {
 
     /// How many live.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.living().len()
     }
 

@@ -40,7 +40,7 @@ const RECORD_LOCKED_AT_MOST: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Place {
     /// In its databases, as an orphan.
-    Orphan(OpenDescription),
+    Orphan(Box<OpenDescription>),
     /// In its databases, as one of `smbd`'s own.
     Smbd(FileKey),
     /// Not here: another node has it, or serves its share.
@@ -227,9 +227,9 @@ impl Reconciler {
             (Place::Orphan(_), Some(Held { as_orphan: true, .. })) => {}
             (Place::Orphan(description), Some(Held { as_orphan: false, file })) => {
                 plan.remove.push((id, file));
-                plan.place.push(description);
+                plan.place.push(*description);
             }
-            (Place::Orphan(description), None) => plan.place.push(description),
+            (Place::Orphan(description), None) => plan.place.push(*description),
             (Place::Smbd(file), _) => {
                 self.held.insert(id, Held { file, as_orphan: false });
             }
@@ -249,7 +249,7 @@ impl Reconciler {
             (OpenState::Disconnected { keeper: None, .. }, _) => {
                 let serving = state.serving_node(&open.description.share).map(|serving| serving.owner);
                 if serving.is_none() || serving == self.incarnation {
-                    Place::Orphan(open.description.clone())
+                    Place::Orphan(Box::new(open.description.clone()))
                 } else {
                     Place::Elsewhere
                 }

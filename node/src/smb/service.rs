@@ -344,7 +344,7 @@ impl SmbService {
                 mine,
             ),
             gate,
-            processes: Arc::new(Processes::new()),
+            processes: Arc::default(),
             ended,
         });
         *self.living.lock().expect("no holder of this lock can panic") =
@@ -484,7 +484,7 @@ impl Incarnation {
         self.ended.cancel();
         self.processes.kill_all();
         if tokio::time::timeout(self_fence_after, self.processes.all_ended()).await.is_err() {
-            warn!(left = self.processes.len(), "processes of an earlier smbd have not ended yet");
+            warn!(left = self.processes.count(), "processes of an earlier smbd have not ended yet");
         }
     }
 }
