@@ -8,6 +8,9 @@ mod outcome;
 mod record;
 mod rejection;
 
+#[cfg(test)]
+mod tests;
+
 use prost::Message;
 
 use crate::WireError;
