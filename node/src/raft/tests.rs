@@ -9,7 +9,7 @@ use statedb::{Incarnation, Instance};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
-use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::server::TcpIncoming;
 
 use super::*;
 
@@ -97,7 +97,8 @@ impl Cluster {
         let started = runtime.spawn(async move {
             let node = RaftNode::start(config).await.expect("starts");
             let service = node.server(|_, _| Answer::AskAgain);
-            let incoming = TcpListenerStream::new(TcpListener::from_std(listener).expect("a listener"));
+            let listener = TcpListener::from_std(listener).expect("a listener");
+            let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
             let server = tonic::transport::Server::builder().add_service(service);
             tokio::spawn(server.serve_with_incoming(incoming));
             node
@@ -310,11 +311,11 @@ async fn strangers_are_refused() {
     let cluster = Cluster::new().await;
     let leader = cluster.leader().await;
     let peer = cluster.node(cluster.follower().await).peers.control(leader).expect("a peer");
-    let good = peer.envelope.clone();
+    let good = peer.envelope;
     for (envelope, why) in [
-        (pb::Envelope { cluster: 8, ..good.clone() }, "another cluster configuration"),
-        (pb::Envelope { from: 9, ..good.clone() }, "is an id used twice"),
-        (pb::Envelope { to: 9, ..good.clone() }, "is an id used twice"),
+        (pb::Envelope { cluster: 8, ..good }, "another cluster configuration"),
+        (pb::Envelope { from: 9, ..good }, "is an id used twice"),
+        (pb::Envelope { to: 9, ..good }, "is an id used twice"),
     ] {
         let mut client = peer.client.clone();
         let request = pb::ProposeRequest { envelope: Some(envelope), command: Some((&register(61)).into()) };
@@ -355,4 +356,39 @@ async fn a_data_directory_in_use_is_named() {
     let _first = open(dir.path().to_owned(), Limits::DEFAULT).expect("opens");
     let second = open(dir.path().to_owned(), Limits::DEFAULT).expect_err("in use");
     assert!(matches!(second, StartError::Log(StoreError::Locked { .. })), "{second}");
+}
+
+/// `cargo test --release -p holdfast-node --lib -- --ignored --nocapture proposals_per` prints the figures.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+#[expect(clippy::print_stdout, reason = "its output is its purpose")]
+async fn proposals_per_second_and_their_latency() {
+    const PROPOSALS: usize = 2000;
+    let cluster = Cluster::new().await;
+    let leader = cluster.leader().await;
+    cluster.register(leader, 71).await;
+    for (name, through) in [("leader", leader), ("follower", cluster.follower().await)] {
+        for clients in [1, 16] {
+            let started = Instant::now();
+            let client = async || {
+                let mut times = Vec::with_capacity(PROPOSALS / clients);
+                for _ in 0..PROPOSALS / clients {
+                    let started = Instant::now();
+                    cluster.node(through).propose(Command::ExpireOpens).await.expect("an outcome");
+                    times.push(started.elapsed());
+                }
+                times
+            };
+            let times = futures::future::join_all((0..clients).map(|_| client())).await;
+            let elapsed = started.elapsed();
+            let mut times: Vec<_> = times.into_iter().flatten().collect();
+            times.sort();
+            println!(
+                "{clients} clients through the {name}: p50 {:?}, p99 {:?}, {:.0} a second",
+                times[times.len() / 2],
+                times[times.len() * 99 / 100],
+                times.len() as f64 / elapsed.as_secs_f64()
+            );
+        }
+    }
 }
