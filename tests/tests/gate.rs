@@ -74,9 +74,7 @@ async fn the_second_of_two_live_nodes_is_refused_the_share_until_the_first_is_le
     let client = Client::new(cluster.credentials());
     let first = client.connect(cluster.smb_address(0)).await.unwrap();
     let share = first.tree_connect(&cluster.share(0)).await.unwrap();
-    let alone =
-        CreateRequest { share_access: ShareAccess::NONE, ..CreateRequest::durable_v2_with_lease("file") };
-    let open = share.create(alone).await.unwrap();
+    let open = share.create(CreateRequest::durable_v2_with_lease("file")).await.unwrap();
 
     let second = Client::new(cluster.credentials()).connect(cluster.smb_address(1)).await.unwrap();
     let refusal = second.tree_connect(&cluster.share(1)).await.unwrap_err();
