@@ -265,13 +265,16 @@ fn refuses(
             Some(request) => sidecar::ask(&request),
             None => Verdict::Refuse(TdbError::Oom),
         };
-        match verdict {
-            Verdict::Proceed => false,
-            Verdict::Refuse(error) => {
-                databases::set_refused(database, Some(error));
-                true
-            }
-        }
+        let error = match (verdict, database, change) {
+            (Verdict::Proceed, _, _) => return false,
+            // A tree connect that nobody admitted may go without anybody's consent; where that fails, `smbd` ends
+            // the connection instead of telling its client why.
+            (Verdict::NoAnswer, Database::TconGlobal, Change::Delete) => return false,
+            (Verdict::NoAnswer, _, _) => TdbError::Io,
+            (Verdict::Refuse(error), _, _) => error,
+        };
+        databases::set_refused(database, Some(error));
+        true
     })
 }
 

@@ -3,9 +3,10 @@
 //!
 //! # How long it waits
 //!
-//! A process that is bound to the lease waits for ever: the fence ends it. One that is not bound yet waits
-//! for [`UNBOUND_WAIT_MAX_NS`] and then refuses the store: its client hears of an error instead of hanging on
-//! a node without a sidecar.
+//! A process that is bound to the lease waits for ever: the fence ends it. One that is not bound yet waits for
+//! [`UNBOUND_WAIT_MAX_NS`] and then refuses the store, so that its client hears of an error instead of hanging
+//! on a node without a sidecar. Having waited once it refuses at once until the sidecar is there: `smbd` makes
+//! several calls before it answers a tree connect that fails.
 //!
 //! # What it trusts
 //!
@@ -28,9 +29,9 @@ use crate::syslog::Trouble;
 use crate::{databases, fence, libtdb, process};
 
 /// How long to wait for an answer before this process is bound to the lease: longer than the cluster needs to
-/// elect a leader and to declare a node down, shorter than clients wait for a tree connect (60 s for
-/// Windows).
-const UNBOUND_WAIT_MAX_NS: u64 = 30_000_000_000;
+/// elect a leader and to declare a node down, and short enough that the client hears of the refusal. Samba's own
+/// clients give a tree connect up after 20 s, Windows after 60.
+const UNBOUND_WAIT_MAX_NS: u64 = 15_000_000_000;
 
 /// How long to wait before the next attempt to connect.
 const RECONNECT_INTERVAL_MS: c_int = 20;
@@ -49,6 +50,8 @@ pub(crate) enum Verdict {
     Proceed,
     /// Let it fail.
     Refuse(TdbError),
+    /// Nobody said, in the time that a process that is not bound waits.
+    NoAnswer,
 }
 
 /// Asks the sidecar and waits for its verdict. Does not return where the verdict is that this process must
@@ -102,6 +105,7 @@ static CONNECTION: Exclusive<Connection> = Exclusive::new(Connection {
     hello: Vec::new(),
     request_id: HELLO_ID,
     received: FrameBuffer::new(),
+    given_up: false,
 });
 
 /// The connection of this process.
@@ -117,6 +121,8 @@ struct Connection {
     /// The id of the newest request.
     request_id: u32,
     received: FrameBuffer,
+    /// Whether the last wait was in vain.
+    given_up: bool,
 }
 
 /// Why a conversation ended without a verdict.
@@ -137,16 +143,25 @@ impl Connection {
         let wait = Wait::begin();
         loop {
             let failure = match self.converse(process, &frame, &wait) {
-                Ok(verdict) => return verdict,
+                Ok(verdict) => {
+                    self.given_up = false;
+                    return verdict;
+                }
                 Err(failure) => failure,
             };
             // One that gave up waiting for the welcome must not keep half of it.
             if matches!(failure, Failure::Lost) || !self.welcomed {
                 self.disconnect();
             }
-            if matches!(failure, Failure::GaveUp) || wait.sleep(RECONNECT_INTERVAL_MS).is_err() {
+            let waits_on = match failure {
+                Failure::Lost if self.given_up && !fence::is_bound() => false,
+                Failure::Lost => wait.sleep(RECONNECT_INTERVAL_MS).is_ok(),
+                Failure::GaveUp => false,
+            };
+            if !waits_on {
+                self.given_up = true;
                 Trouble::NoAnswer.say_once();
-                return Verdict::Refuse(TdbError::Io);
+                return Verdict::NoAnswer;
             }
         }
     }

@@ -10,7 +10,7 @@ use support::{FENCE_TICK, Program, Rig, store};
 
 /// A lease that no test outlives by accident.
 const LONG: Duration = Duration::from_secs(60);
-const SHORT: Duration = Duration::from_millis(300);
+const SHORT: Duration = Duration::from_millis(800);
 
 const SIGKILL: i32 = 9;
 const SIGSTOP: i32 = 19;
@@ -268,6 +268,26 @@ fn a_process_started_before_its_sidecar_finds_it() {
     let asked = rig.sidecar.next();
     asked.connection.reply(asked.request_id, Reply::Proceed);
     assert_eq!(program.answer(), "ok");
+}
+
+#[test]
+fn a_process_that_is_not_bound_gives_up_after_a_while_and_then_at_once() {
+    let mut rig = rig!();
+    rig.sidecar.stop();
+    let mut program = rig.program();
+    let io = format!("error {}", TdbError::Io as u8);
+    assert_eq!(program.call(&store(TCON, "00000002", "bb")), io);
+
+    let began = Instant::now();
+    assert_eq!(program.call(&store(TCON, "00000002", "bb")), io);
+    // Nobody admitted the tree connect, so nobody has to agree to its end. Libtdb finds nothing to delete.
+    let no_exist = format!("error {}", TdbError::NoExist as u8);
+    assert_eq!(program.call(&format!("delete {TCON} 00000002")), no_exist);
+    assert!(began.elapsed() < Duration::from_secs(5), "waited again");
+
+    rig.sidecar.listen();
+    rig.sidecar.bind(LONG);
+    assert_eq!(rig.sidecar.proceed(&mut program, &store(TCON, "00000002", "bb")), "ok");
 }
 
 #[test]
