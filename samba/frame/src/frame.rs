@@ -21,6 +21,16 @@
 //! process says Hello again and repeats its outstanding request, so the sidecar may see a request whose first
 //! copy has been acted on already. A new request id supersedes the outstanding one: the process has given
 //! that up.
+//!
+//! # What the sidecar owes
+//!
+//! - It makes its page before it listens: a process maps the page before it connects.
+//! - It answers each process independently of all others. A process asks while it holds a record's chain
+//!   lock, so an answer that waits for another process, or for that lock, may wait for ever; and the records
+//!   of [`Reply::Need`] may take as long to come as another process takes to get its answer.
+//! - It says `Proceed` only after the page names the process's instance ([`crate::PageWriter::bind`]) and the
+//!   bits of what was granted are set.
+//! - It takes a connection that was reset for one that was closed: a process may end with a reply unread.
 
 use crate::tdb::{Database, TdbError};
 
