@@ -267,8 +267,8 @@ fn refuses(
         };
         let error = match (verdict, database, change) {
             (Verdict::Proceed, _, _) => return false,
-            // A tree connect that nobody admitted may go without anybody's consent; where that fails, `smbd` ends
-            // the connection instead of telling its client why.
+            // A tree connect that nobody admitted may go without anybody's consent; where that fails, `smbd`
+            // ends the connection instead of telling its client why.
             (Verdict::NoAnswer, Database::TconGlobal, Change::Delete) => return false,
             (Verdict::NoAnswer, _, _) => TdbError::Io,
             (Verdict::Refuse(error), _, _) => error,

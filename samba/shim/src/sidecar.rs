@@ -3,10 +3,10 @@
 //!
 //! # How long it waits
 //!
-//! A process that is bound to the lease waits for ever: the fence ends it. One that is not bound yet waits for
-//! [`UNBOUND_WAIT_MAX_NS`] and then refuses the store, so that its client hears of an error instead of hanging
-//! on a node without a sidecar. Having waited once it refuses at once until the sidecar is there: `smbd` makes
-//! several calls before it answers a tree connect that fails.
+//! A process that is bound to the lease waits for ever: the fence ends it. One that is not bound yet waits
+//! for [`UNBOUND_WAIT_MAX_NS`] and then refuses the store, so that its client hears of an error instead of
+//! hanging on a node without a sidecar. Having waited once it refuses at once until the sidecar is there:
+//! `smbd` makes several calls before it answers a tree connect that fails.
 //!
 //! # What it trusts
 //!
@@ -29,8 +29,8 @@ use crate::syslog::Trouble;
 use crate::{databases, fence, libtdb, process};
 
 /// How long to wait for an answer before this process is bound to the lease: longer than the cluster needs to
-/// elect a leader and to declare a node down, and short enough that the client hears of the refusal. Samba's own
-/// clients give a tree connect up after 20 s, Windows after 60.
+/// elect a leader and to declare a node down, and short enough that the client hears of the refusal. Samba's
+/// own clients give a tree connect up after 20 s, Windows after 60.
 const UNBOUND_WAIT_MAX_NS: u64 = 15_000_000_000;
 
 /// How long to wait before the next attempt to connect.
@@ -143,10 +143,7 @@ impl Connection {
         let wait = Wait::begin();
         loop {
             let failure = match self.converse(process, &frame, &wait) {
-                Ok(verdict) => {
-                    self.given_up = false;
-                    return verdict;
-                }
+                Ok(verdict) => return verdict,
                 Err(failure) => failure,
             };
             // One that gave up waiting for the welcome must not keep half of it.
@@ -170,7 +167,7 @@ impl Connection {
         self.connect(process)?;
         if !self.welcomed {
             match self.receive(HELLO_ID, wait)? {
-                Reply::Welcome => self.welcomed = true,
+                Reply::Welcome => self.welcome(),
                 Reply::Refuse { tdb_error } if !fence::is_bound() => {
                     // The next request begins with a new hello: the reason may be gone by then.
                     self.disconnect();
@@ -185,17 +182,7 @@ impl Connection {
                 Reply::Proceed => return Ok(Verdict::Proceed),
                 Reply::Refuse { tdb_error } => return Ok(Verdict::Refuse(tdb_error)),
                 Reply::Need { keys } => {
-                    let (answer, error) = match records_of(keys) {
-                        Ok(records) => (Request::Records { records }, None),
-                        Err(error) => (Request::Abandon { tdb_error: error }, Some(error)),
-                    };
-                    let mut frame = Vec::new();
-                    let (answer, error) = match answer.encode(self.request_id, &mut frame) {
-                        Ok(()) => (frame, error),
-                        Err(_) => (self.abandonment(TdbError::Oom), Some(TdbError::Oom)),
-                    };
-                    self.send(&answer, wait)?;
-                    if let Some(error) = error {
+                    if let Some(error) = self.send_records(keys, wait)? {
                         return Ok(Verdict::Refuse(error));
                     }
                 }
@@ -204,13 +191,24 @@ impl Connection {
         }
     }
 
-    /// The frame that gives the current request up.
-    fn abandonment(&self, tdb_error: TdbError) -> Vec<u8> {
+    fn welcome(&mut self) {
+        self.welcomed = true;
+        self.given_up = false;
+    }
+
+    /// Sends the records that the sidecar needs; or gives the request up, and returns why.
+    fn send_records(&self, keys: Vec<RecordKey>, wait: &Wait) -> Result<Option<TdbError>, Failure> {
         let mut frame = Vec::new();
-        // Cannot be too large; and without memory for it, the empty frame says nothing, and the next request
-        // supersedes this one.
-        let _ = Request::Abandon { tdb_error }.encode(self.request_id, &mut frame);
-        frame
+        let records = records_of(keys).and_then(|records| {
+            let encoded = Request::Records { records }.encode(self.request_id, &mut frame);
+            encoded.map_err(|_| TdbError::Oom)
+        });
+        if let Err(tdb_error) = records {
+            // Without memory even for this nothing is sent, and the next request supersedes this one.
+            let _ = Request::Abandon { tdb_error }.encode(self.request_id, &mut frame);
+        }
+        self.send(&frame, wait)?;
+        Ok(records.err())
     }
 
     /// Connects and says hello, if there is no connection. Does not wait.
@@ -267,16 +265,23 @@ impl Connection {
         file_of(self.fd) == Some(self.file)
     }
 
-    /// Whether the sidecar has closed the connection, or has answered the hello with anything but a welcome.
-    /// Looks without reading, so that nothing is allocated.
-    fn is_broken(&self) -> bool {
+    /// Takes the welcome if it has come, and returns whether the sidecar has closed the connection or has
+    /// answered the hello with anything else. Allocates nothing.
+    fn is_broken(&mut self) -> bool {
         if self.fd < 0 || !self.is_own() {
             return true;
         }
-        match self.unread_hello_answer() {
-            Some(Reply::Fence) => fence::end_process(),
-            Some(Reply::Welcome) | None => {}
-            Some(_) => return true,
+        if !self.welcomed {
+            match self.hello_answer(libc::MSG_PEEK) {
+                Some(Reply::Fence) => fence::end_process(),
+                // Left unread it would turn this process's end into a reset of the connection.
+                Some(Reply::Welcome) => {
+                    self.hello_answer(0);
+                    self.welcome();
+                }
+                Some(_) => return true,
+                None => {}
+            }
         }
         // Reading would not tell: what was not read yet comes before the end of the stream.
         let mut entry = libc::pollfd { fd: self.fd, events: libc::POLLRDHUP, revents: 0 };
@@ -285,13 +290,10 @@ impl Connection {
         ready > 0 && entry.revents & (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) != 0
     }
 
-    /// The answer to the hello, if it is there and was not read yet. What makes no sense counts as a refusal.
-    fn unread_hello_answer(&self) -> Option<Reply> {
-        if self.welcomed {
-            return None;
-        }
+    /// The answer to the hello, if all of it is there. What makes no sense counts as a refusal.
+    fn hello_answer(&self, flags: c_int) -> Option<Reply> {
         let mut header = [0_u8; HEADER_LEN];
-        let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+        let flags = flags | libc::MSG_DONTWAIT;
         // SAFETY: the buffer is writable for its length.
         let got = unsafe { libc::recv(self.fd, header.as_mut_ptr().cast(), header.len(), flags) };
         if usize::try_from(got) != Ok(HEADER_LEN) {
