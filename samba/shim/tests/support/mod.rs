@@ -310,7 +310,8 @@ fn program_path() -> PathBuf {
 }
 
 fn libtdb_is_here() -> bool {
-    let mut child = Command::new(program_path()).stdin(Stdio::null()).spawn().expect("program");
+    let spawned = Command::new(program_path()).stdin(Stdio::null()).spawn();
+    let mut child = spawned.expect("the example is built by `cargo test`, though not by `cargo test --test`");
     child.wait().expect("our child").success()
 }
 
