@@ -5,16 +5,21 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
 use statedb::Limits;
 
+use crate::telemetry;
+
 /// Slots into which Samba's persistent ids are divided, so that two nodes never draw the same one. A node's
 /// slot is the position of its id among the cluster's ids.
 const NODES_MAX: usize = 8;
+
+/// The longest path that a unix socket can have: `sun_path` without the zero at its end.
+const SOCKET_PATH_LEN_MAX: usize = 107;
 
 /// Everything a node is told.
 #[derive(Clone, Debug, Deserialize)]
@@ -125,12 +130,12 @@ fn default_smbd() -> PathBuf {
 impl Default for Timing {
     fn default() -> Self {
         Self {
-            heartbeat_interval_ms: 60,
-            election_timeout_min_ms: 180,
-            election_timeout_max_ms: 300,
-            self_fence_after_ms: 400,
+            heartbeat_interval_ms: 40,
+            election_timeout_min_ms: 80,
+            election_timeout_max_ms: 120,
+            self_fence_after_ms: 530,
             clock_skew_max_ms: 50,
-            node_down_after_ms: 500,
+            node_down_after_ms: 600,
         }
     }
 }
@@ -192,9 +197,9 @@ impl Timing {
         } = *self;
         require(heartbeat >= 5, format!("heartbeat_interval_ms = {heartbeat}: must be at least 5"));
         require(
-            3 * heartbeat <= election_min,
+            heartbeat.saturating_mul(2) <= election_min,
             format!(
-                "3 × heartbeat_interval_ms ({heartbeat}) ≤ election_timeout_min_ms ({election_min}) does not hold: one lost heartbeat would call an election"
+                "2 × heartbeat_interval_ms ({heartbeat}) ≤ election_timeout_min_ms ({election_min}) does not hold: few lost heartbeats would call an election"
             ),
         );
         require(
@@ -203,10 +208,12 @@ impl Timing {
                 "election_timeout_min_ms ({election_min}) < election_timeout_max_ms ({election_max}) does not hold: candidates would collide"
             ),
         );
+        // The leader's lease, an election that has to be repeated once, and four heartbeats: the age of the last
+        // answer, the wait until the next question, finding the new leader, and its answer.
         require(
-            3 * heartbeat <= fence,
+            election_max.saturating_mul(3).saturating_add(heartbeat.saturating_mul(4)) <= fence,
             format!(
-                "3 × heartbeat_interval_ms ({heartbeat}) ≤ self_fence_after_ms ({fence}) does not hold: one lost heartbeat would stop the SMB service"
+                "3 × election_timeout_max_ms ({election_max}) + 4 × heartbeat_interval_ms ({heartbeat}) ≤ self_fence_after_ms ({fence}) does not hold: the death of the leader would stop every other SMB service"
             ),
         );
         require(
@@ -216,18 +223,38 @@ impl Timing {
             ),
         );
         require(
-            election_max.saturating_add(3 * heartbeat) <= down,
-            format!(
-                "election_timeout_max_ms ({election_max}) + 3 × heartbeat_interval_ms ({heartbeat}) ≤ node_down_after_ms ({down}) does not hold: a new leader would declare living nodes down before it has heard from them"
-            ),
-        );
-        require(
             down <= 60_000,
             format!(
                 "node_down_after_ms = {down}: must be at most 60000, or clients give up before their handle comes back"
             ),
         );
     }
+}
+
+impl SambaConfig {
+    fn problems(&self, problems: &mut Vec<String>) {
+        let paths = [("run_dir", &self.run_dir), ("smb_conf", &self.smb_conf), ("smbd", &self.smbd)];
+        for (name, _) in paths.iter().filter(|(_, path)| path.as_os_str().is_empty()) {
+            problems.push(format!("[samba] {name}: must not be empty"));
+        }
+        let socket_len = self.run_dir.join(frame::SOCKET_FILE).as_os_str().len();
+        if socket_len > SOCKET_PATH_LEN_MAX {
+            problems.push(format!(
+                "[samba] run_dir = {:?}: the path of the socket in it has {socket_len} bytes, more than {SOCKET_PATH_LEN_MAX}; choose a shorter one",
+                self.run_dir
+            ));
+        }
+    }
+}
+
+/// Whether an address can be one: a port, and before it a name, an IPv4 address, or an IPv6 address in brackets.
+pub(crate) fn is_host_and_port(address: &str) -> bool {
+    let Some((host, port)) = address.rsplit_once(':') else { return false };
+    let is_host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(host) => host.parse::<Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c)),
+    };
+    is_host && port.parse::<u16>().is_ok_and(|port| port != 0)
 }
 
 /// A configuration that cannot be used, and every reason why.
@@ -317,7 +344,7 @@ impl Config {
                     member.id, member.address
                 ));
             }
-            if member.address.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
+            if !is_host_and_port(&member.address) {
                 problems.push(format!(
                     "[cluster] nodes: the address of node {}, {:?}, is not host:port",
                     member.id, member.address
@@ -337,6 +364,12 @@ impl Config {
         }
         if self.node.data_dir.as_os_str().is_empty() {
             problems.push("[node] data_dir: must not be empty".to_owned());
+        }
+        if let Err(error) = telemetry::filter(&self.node.log) {
+            problems.push(format!("[node] log = {:?}: {error}", self.node.log));
+        }
+        if let Some(samba) = &self.samba {
+            samba.problems(&mut problems);
         }
         problems
     }
@@ -403,11 +436,11 @@ mod tests {
 
     #[test]
     fn a_fence_that_comes_after_the_verdict_is_refused_with_the_inequality() {
-        let problems = config(|config| config.cluster.timing.self_fence_after_ms = 450);
+        let problems = config(|config| config.cluster.timing.self_fence_after_ms = 550);
         assert_eq!(problems.len(), 1, "{problems:?}");
         assert!(
             problems[0]
-                .contains("self_fence_after_ms (450) + clock_skew_max_ms (50) < node_down_after_ms (500)")
+                .contains("self_fence_after_ms (550) + clock_skew_max_ms (50) < node_down_after_ms (600)")
         );
     }
 
@@ -420,7 +453,7 @@ mod tests {
             config.cluster.timing.heartbeat_interval_ms = 100;
         });
         for expected in
-            ["id = 9", "id 2 is given to", "\"nowhere\", is not host:port", "3 × heartbeat_interval_ms"]
+            ["id = 9", "id 2 is given to", "\"nowhere\", is not host:port", "2 × heartbeat_interval_ms"]
         {
             assert!(problems.iter().any(|problem| problem.contains(expected)), "{expected}: {problems:?}");
         }

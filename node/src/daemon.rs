@@ -11,8 +11,8 @@ use statedb::NodeId;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Endpoint, Server};
 use tonic::transport::server::TcpIncoming;
+use tonic::transport::{Endpoint, Server};
 use tracing::{error, info, warn};
 
 use crate::config::Config;

@@ -9,9 +9,10 @@ use serde_json::json;
 use statedb::{Open, OpenState, Oplock, Timestamp};
 use std::time::Duration;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
 
 use crate::cli::{Output, Target};
-use crate::config::Config;
+use crate::config::{Config, is_host_and_port};
 
 /// How long an operator waits for a node that does not answer.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
@@ -34,8 +35,9 @@ pub struct HandlesFilter {
 /// If the node cannot be asked.
 pub fn status(target: &Target) -> anyhow::Result<()> {
     let response = asking(async {
-        let mut client = connect(target).await?;
-        Ok(client.status(StatusRequest {}).await?.into_inner())
+        let Node { address, mut client } = connect(target).await?;
+        let response = client.status(StatusRequest {}).await.map_err(|status| no_answer(&address, status))?;
+        Ok(response.into_inner())
     })?;
     print(match target.output {
         Output::Json => pretty(&status_json(&response)),
@@ -56,9 +58,16 @@ pub fn handles(target: &Target, filter: HandlesFilter) -> anyhow::Result<()> {
         ..HandlesRequest::default()
     };
     let (now, opens) = asking(async {
-        let mut stream = connect(target).await?.handles(request).await?.into_inner();
+        let Node { address, mut client } = connect(target).await?;
+        let failed = |status| no_answer(&address, status);
+        let mut stream = client.handles(request).await.map_err(failed)?.into_inner();
         let (mut now, mut opens) = (Timestamp::default(), Vec::new());
-        while let Some(message) = stream.message().await? {
+        // A listing may take its time as a whole; its next part may not.
+        while let Some(message) = tokio::time::timeout(ANSWERS_WITHIN, stream.message())
+            .await
+            .unwrap_or_else(|_| Err(Status::deadline_exceeded("the listing has stopped in the middle")))
+            .map_err(failed)?
+        {
             now = Timestamp(message.now_ms);
             for open in message.opens {
                 opens.push(Open::try_from(open).context("the node sent an open that makes no sense")?);
@@ -77,7 +86,13 @@ fn asking<T>(question: impl Future<Output = anyhow::Result<T>>) -> anyhow::Resul
     runtime.block_on(question)
 }
 
-async fn connect(target: &Target) -> anyhow::Result<OpsClient<Channel>> {
+/// The node that is asked.
+struct Node {
+    address: String,
+    client: OpsClient<Channel>,
+}
+
+async fn connect(target: &Target) -> anyhow::Result<Node> {
     let address = match &target.address {
         Some(address) => address.clone(),
         None => {
@@ -86,12 +101,23 @@ async fn connect(target: &Target) -> anyhow::Result<OpsClient<Channel>> {
             config.member().context("the configuration does not name its own node")?.address.clone()
         }
     };
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))
-        .with_context(|| format!("{address:?} is no host:port"))?
+    anyhow::ensure!(is_host_and_port(&address), "{address:?} is not host:port");
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))?
         .connect_timeout(ANSWERS_WITHIN)
         .timeout(ANSWERS_WITHIN);
     let channel = endpoint.connect().await.with_context(|| format!("no holdfast answers at {address}"))?;
-    Ok(OpsClient::new(channel))
+    Ok(Node { address, client: OpsClient::new(channel) })
+}
+
+/// Tells silence from an answer that is none.
+fn no_answer(address: &str, status: Status) -> anyhow::Error {
+    match status.code() {
+        Code::Cancelled | Code::DeadlineExceeded => {
+            anyhow::anyhow!("no answer from {address} within {ANSWERS_WITHIN:?}")
+        }
+        _ => anyhow::Error::new(status)
+            .context(format!("what answers at {address} is not a holdfast that is well")),
+    }
 }
 
 fn print(text: String) -> anyhow::Result<()> {

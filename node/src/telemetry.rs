@@ -7,14 +7,15 @@ use std::error::Error;
 use std::fmt;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::ParseError;
 
 /// Writes log lines to standard error, as systemd and containers expect them. `filter` is of `tracing`'s form.
 ///
 /// # Errors
 ///
 /// If the filter cannot be understood.
-pub fn init(filter: &str) -> Result<(), tracing_subscriber::filter::ParseError> {
-    let filter = EnvFilter::try_new(filter)?;
+pub fn init(filter: &str) -> Result<(), ParseError> {
+    let filter = self::filter(filter)?;
     // A second call, in a test, keeps the first subscriber.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -22,6 +23,15 @@ pub fn init(filter: &str) -> Result<(), tracing_subscriber::filter::ParseError> 
         .with_ansi(false)
         .try_init();
     Ok(())
+}
+
+/// Understands a filter of `tracing`'s form: `info`, `node=debug`.
+///
+/// # Errors
+///
+/// If it cannot be understood.
+pub fn filter(text: &str) -> Result<EnvFilter, ParseError> {
+    EnvFilter::try_new(text)
 }
 
 /// Shows an error and what caused it, the outermost first.

@@ -81,14 +81,14 @@ impl ClusterOptions {
         }
     }
 
-    /// The same with time for nodes that have to share two busy cores with other tests: so much that no living
-    /// node is taken for dead. For tests of what happens, not of how fast.
+    /// The same with time for nodes that have to share two busy cores with other tests: so much that no
+    /// living node is taken for dead. For tests of what happens, not of how fast.
     #[must_use]
     pub fn patient(self) -> Self {
         let timing = vec![
             ("heartbeat_interval_ms", 100),
-            ("election_timeout_min_ms", 400),
-            ("election_timeout_max_ms", 800),
+            ("election_timeout_min_ms", 300),
+            ("election_timeout_max_ms", 600),
             ("self_fence_after_ms", 2_500),
             ("node_down_after_ms", 3_000),
         ];

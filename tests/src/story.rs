@@ -68,14 +68,16 @@ impl Story {
         let mut cluster = Cluster::start(ClusterOptions::with_samba(program, samba)).await?;
         let victim = cluster.leader().await?;
         let client = Client::new(cluster.credentials());
-        let session = client.connect(cluster.smb_address(victim)).await.map_err(cannot("connect"))?;
-        let share = session.tree_connect(&cluster.share(victim)).await.map_err(cannot("enter the share"))?;
-        let mut files = Vec::new();
-        for (path, granted, wish) in wishes() {
-            let promise = wish.obtain(&share).await.map_err(cannot("open a file"))?;
-            files.push(HeldFile { path, granted, promise });
-        }
+        let (session, files) = hold(&cluster, &client, victim).await?;
         Ok(Self { cluster, client, session, victim, files })
+    }
+
+    /// Starts the victim of the last kill again and opens the files anew, on the node that leads by now.
+    pub async fn begin_again(&mut self) -> Result<(), StoryError> {
+        self.cluster.start_node(self.victim).await?;
+        self.victim = self.cluster.leader().await?;
+        (self.session, self.files) = hold(&self.cluster, &self.client, self.victim).await?;
+        Ok(())
     }
 
     /// The node that will be killed.
@@ -121,6 +123,22 @@ impl Story {
             files,
         })
     }
+}
+
+/// Opens the files of the story on a node.
+async fn hold(
+    cluster: &Cluster,
+    client: &Client,
+    node: usize,
+) -> Result<(Session, Vec<HeldFile>), StoryError> {
+    let session = client.connect(cluster.smb_address(node)).await.map_err(cannot("connect"))?;
+    let share = session.tree_connect(&cluster.share(node)).await.map_err(cannot("enter the share"))?;
+    let mut files = Vec::new();
+    for (path, granted, wish) in wishes() {
+        let promise = wish.obtain(&share).await.map_err(cannot("open a file"))?;
+        files.push(HeldFile { path, granted, promise });
+    }
+    Ok((session, files))
 }
 
 /// How the story ended. Times count from the SIGKILL.

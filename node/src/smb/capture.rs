@@ -12,7 +12,8 @@ use frame::{Database, RecordKey, Reply, TdbError};
 use samba::records::{Holder, OpenGlobal};
 use samba::{Capture as Captured, Change as Changed, ImageError, OpenImage};
 use statedb::{
-    DurableFileId, FileKey, OpenDescription, OpenState, Outcome, Reclaim, Rejection, Request, ShareName,
+    DurableFileId, FileKey, OpenDescription, OpenState, Outcome, Reclaim, Rejection, Request, ServingNode,
+    ShareName,
 };
 use tokio::sync::{Mutex, MutexGuard as AsyncMutexGuard};
 use tracing::{debug, error, info, warn};
@@ -45,6 +46,15 @@ pub struct Capture {
     settings: Arc<Settings>,
     opens: SyncMutex<LocalOpens>,
     stripes: [Mutex<()>; STRIPES],
+}
+
+/// What a change of a shared record means for opens.
+#[derive(Debug, Default)]
+struct Effects {
+    /// Opens that are not as they were.
+    changed: Vec<OpenDescription>,
+    /// Opens whose clients are away, and that somebody else's wish has ended.
+    purged: Vec<DurableFileId>,
 }
 
 /// Why a change is not made.
@@ -136,7 +146,8 @@ impl Capture {
         }
     }
 
-    /// A process has ended. What it did not hand over cleanly waits for its client from now on.
+    /// A process has ended by itself while its siblings live. What it did not hand over cleanly is closed: its
+    /// records are those of a dead process, and the next one that meets them takes them away.
     ///
     /// # Errors
     ///
@@ -144,10 +155,10 @@ impl Capture {
     pub async fn process_ended(&self, process: u32) -> Result<(), RequestError> {
         let served = self.opens().of_process(process);
         for id in served {
-            info!(durable_file_id = %id, process, "the process of an open has ended without handing it over");
-            let (_, outcome) = self.proposer.propose(Request::Disconnect(id)).await?;
-            debug!(durable_file_id = %id, %outcome, "its client may come back, or it is closed");
-            self.lost_its_client(id, &outcome);
+            warn!(durable_file_id = %id, process, "an smbd process has ended without handing over its open, which is lost");
+            let (_, outcome) = self.proposer.propose(Request::Close(id)).await?;
+            debug!(durable_file_id = %id, %outcome, "the open of a dead process is closed");
+            self.opens().remove(id);
         }
         Ok(())
     }
@@ -314,19 +325,10 @@ impl Capture {
         let files = self.files_behind(database, key);
         let _in_order = self.stripes(&files).await;
         loop {
-            let mut changed = Vec::new();
-            for local in self.behind(database, key) {
-                let mut image = OpenImage::decode(&local.description.image)?;
-                let change = match database {
-                    Database::Locking => image.update_locking(value)?,
-                    Database::Brlock => image.update_brlock(value)?,
-                    Database::Leases => image.update_lease(key, value)?,
-                    Database::OpenGlobal | Database::TconGlobal => Changed::Same,
-                };
-                // An open that is gone from here is closed by the delete of its own record, which follows.
-                if change == Changed::Changed {
-                    changed.push(image.describe(local.description.share));
-                }
+            let Effects { changed, purged } = self.effects(database, key, value)?;
+            for id in purged {
+                info!(durable_file_id = %id, "somebody wanted the file of an open whose client is away");
+                self.close(id).await?;
             }
             if changed.is_empty() {
                 return Ok(());
@@ -349,6 +351,32 @@ impl Capture {
         }
     }
 
+    /// What a new value of a shared record means for the opens behind it.
+    fn effects(&self, database: Database, key: &[u8], value: Option<&[u8]>) -> Result<Effects, Refused> {
+        let mut effects = Effects::default();
+        for local in self.behind(database, key) {
+            let mut image = OpenImage::decode(&local.description.image)?;
+            let change = match database {
+                Database::Locking => image.update_locking(value)?,
+                Database::Brlock => image.update_brlock(value)?,
+                Database::Leases => image.update_lease(key, value)?,
+                Database::OpenGlobal | Database::TconGlobal => Changed::Same,
+            };
+            match change {
+                Changed::Same => {}
+                Changed::Changed => effects.changed.push(image.describe(local.description.share)),
+                // smbd purges an open whose client is away by taking its entry from the share modes, and leaves its
+                // own record behind. Whoever takes that for an open would give back a cache that is stale by now.
+                Changed::Gone if database == Database::Locking && local.process.is_none() => {
+                    effects.purged.push(local.description.durable_file_id);
+                }
+                // Of an open that is being closed: the delete of its own record follows.
+                Changed::Gone => {}
+            }
+        }
+        Ok(effects)
+    }
+
     async fn update(&self, descriptions: Vec<OpenDescription>) -> Result<(), Refused> {
         for description in &descriptions {
             self.tracker.track(description);
@@ -359,8 +387,24 @@ impl Capture {
         }
     }
 
-    /// The local opens that share a record.
+    /// The opens that share a record: this node's own, and of a file also the orphans that wait here.
     fn behind(&self, database: Database, key: &[u8]) -> Vec<LocalOpen> {
+        let mut behind = self.own_behind(database, key);
+        if let (Database::Locking, Some(file)) = (database, keys::file_of(key)) {
+            let here = Some(ServingNode { owner: self.proposer.owner() });
+            self.raft.read(|state| {
+                let orphans = state.opens_of_file(file).filter(|open| {
+                    open.holder().is_none() && state.serving_node(&open.description.share) == here
+                });
+                behind.extend(
+                    orphans.map(|open| LocalOpen { description: open.description.clone(), process: None }),
+                );
+            });
+        }
+        behind
+    }
+
+    fn own_behind(&self, database: Database, key: &[u8]) -> Vec<LocalOpen> {
         let opens = self.opens();
         match database {
             Database::Locking | Database::Brlock => {

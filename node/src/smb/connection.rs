@@ -11,8 +11,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::UCred;
 
-/// How long a process may take to say hello, or to look up a record of its own. Both take microseconds; a process
-/// that is stopped meanwhile has to connect again when it goes on.
+/// How long a process may take to say hello, or to look up a record of its own. Both take microseconds, unless the
+/// record is locked by another process that waits for the cluster, or the process is stopped. Then it has to connect
+/// again, which it does by itself, and to ask again.
 const PEER_ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 
 /// Bytes read from the socket at a time: several usual requests of about 1 KiB.
@@ -50,6 +51,15 @@ pub enum ConnectionError {
     },
 }
 
+impl ConnectionError {
+    /// Whether the process has just gone away: a short-lived one ends with its answer unread.
+    #[must_use]
+    pub fn is_goodbye(&self) -> bool {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+        matches!(self, Self::Io(error) if matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof))
+    }
+}
+
 /// What a process asks at the beginning.
 #[derive(Clone, Copy, Debug)]
 pub struct Hello {
@@ -57,8 +67,8 @@ pub struct Hello {
     pub protocol: u16,
     /// The start of the SMB service that it belongs to.
     pub instance: [u8; 16],
-    /// The answer has to carry this.
-    pub request_id: u32,
+    /// The process that accepts clients and forks one process for each.
+    pub main_process: u32,
 }
 
 /// What a process asks before it does it.
@@ -123,9 +133,9 @@ impl Connection {
     /// If something else comes, or nothing.
     pub async fn hello(&mut self) -> Result<Hello, ConnectionError> {
         match self.receive_soon().await? {
-            (request_id, Request::Hello { protocol, instance, .. }) => {
+            (request_id, Request::Hello { protocol, instance, main_pid, .. }) => {
                 self.request_id = request_id;
-                Ok(Hello { protocol, instance, request_id })
+                Ok(Hello { protocol, instance, main_process: main_pid })
             }
             (_, other) => Err(self.unexpected(&other, "a hello")),
         }

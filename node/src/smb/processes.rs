@@ -74,6 +74,12 @@ impl Processes {
         let _ = count.wait_for(|count| *count == 0).await;
     }
 
+    /// Whether this one lives.
+    #[must_use]
+    pub fn lives(&self, pid: u32) -> bool {
+        self.living().contains_key(&pid)
+    }
+
     /// How many live.
     #[must_use]
     pub fn count(&self) -> usize {

@@ -16,12 +16,12 @@ use samba::Layout;
 use samba::tdb::Tdb;
 use statedb::{Command, Instance, NodeId, NodeState, OpenDescription, Outcome, Owner, Rejection, ShareName};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::capture::Capture;
-use super::connection::{Change, Connection, ConnectionError};
+use super::connection::{Change, Connection, ConnectionError, Hello};
 use super::gate::{Gate, Verdict};
 use super::processes::Processes;
 use super::reconcile::{Reconciled, Reconciler};
@@ -38,8 +38,16 @@ const RETRY_AFTER: Duration = Duration::from_millis(20);
 /// anew. Each takes a restart of `smbd`.
 const ENDED_INSTANCES_MAX: usize = 1024;
 
-/// Connections that wait for their hello or to be accepted. Each costs two file descriptors and a few KiB.
+/// When a process ends, this is how long the others may take to end too, if it is the whole service that dies. All
+/// get their signals within microseconds; the last one is buried within milliseconds.
+const DEATH_SETTLES_WITHIN: Duration = Duration::from_secs(1);
+
+/// Connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
+
+/// Connections that are accepted and not yet welcome. The socket is open to everybody, and each connection costs a
+/// file descriptor: whoever says nothing must not take those that the log and the peers need.
+const NOT_WELCOME_YET_MAX: usize = 256;
 
 /// Why the sidecar cannot serve the `smbd` beside it.
 #[derive(Debug, thiserror::Error)]
@@ -117,6 +125,8 @@ impl Settings {
 struct Incarnation {
     instance: Instance,
     owner: Owner,
+    /// The process that accepts clients and forks one process for each.
+    main_process: u32,
     processes: Arc<Processes>,
     gate: Arc<Gate>,
     capture: Capture,
@@ -137,7 +147,8 @@ impl SmbService {
         lease: Arc<ServiceLease>,
         stop: &CancellationToken,
     ) -> Result<(Arc<Self>, UnixListener), SmbServiceError> {
-        let settings = Settings::ask(samba)?;
+        // Other tasks, Raft's among them, do not wait for an smbd that takes its time to answer.
+        let settings = tokio::task::block_in_place(|| Settings::ask(samba))?;
         std::fs::create_dir_all(&samba.run_dir).map_err(|source| SmbServiceError::RunDir {
             operation: "make",
             path: samba.run_dir.clone(),
@@ -188,16 +199,21 @@ impl SmbService {
     /// Accepts processes until `stop` is cancelled.
     pub async fn run(self: Arc<Self>, listener: UnixListener, stop: CancellationToken) {
         tokio::spawn(Arc::clone(&self).pass_lease_on(stop.clone()));
+        let not_welcome_yet = Arc::new(Semaphore::new(NOT_WELCOME_YET_MAX));
+        let accept = async || {
+            let permit = Arc::clone(&not_welcome_yet).acquire_owned().await;
+            (listener.accept().await, permit.expect("the semaphore is never closed"))
+        };
         loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
+            let (accepted, permit) = tokio::select! {
+                accepted = accept() => accepted,
                 () = stop.cancelled() => return,
             };
             match accepted {
                 Ok((stream, _)) => {
                     let service = Arc::clone(&self);
                     tokio::spawn(async move {
-                        if let Err(error) = service.serve(stream).await {
+                        if let Err(error) = service.serve(stream, permit).await {
                             warn!(error = %crate::telemetry::chain(&error), "a connection of smbd is closed");
                         }
                     });
@@ -237,7 +253,12 @@ impl SmbService {
         }
     }
 
-    async fn serve(self: &Arc<Self>, stream: UnixStream) -> Result<(), ConnectionError> {
+    /// Serves one process. `not_welcome_yet` is given back when it is.
+    async fn serve(
+        self: &Arc<Self>,
+        stream: UnixStream,
+        not_welcome_yet: OwnedSemaphorePermit,
+    ) -> Result<(), ConnectionError> {
         let mut connection = Connection::new(stream)?;
         let pid = connection.pid();
         let hello = connection.hello().await?;
@@ -250,11 +271,12 @@ impl SmbService {
             );
             return connection.reply(&Reply::Refuse { tdb_error: TdbError::Io }).await;
         }
-        let Some(incarnation) = self.join(Instance(hello.instance), &connection).await else {
+        let Some(incarnation) = self.join(&hello, &connection).await else {
             return connection.reply(&Reply::Fence).await;
         };
         self.watch_process(&incarnation, pid)?;
         connection.reply(&Reply::Welcome).await?;
+        drop(not_welcome_yet);
         while let Some(change) = connection.next_change().await? {
             let reply = match incarnation.decide(&self.settings, change, &mut connection).await? {
                 Ok(Some(reply)) => reply,
@@ -271,7 +293,8 @@ impl SmbService {
     }
 
     /// The incarnation of an instance, registered now if it is new. `None` if it must end.
-    async fn join(self: &Arc<Self>, instance: Instance, connection: &Connection) -> Option<Arc<Incarnation>> {
+    async fn join(self: &Arc<Self>, hello: &Hello, connection: &Connection) -> Option<Arc<Incarnation>> {
+        let instance = Instance(hello.instance);
         let mut current = self.current.lock().await;
         if let Some(incarnation) = current.as_ref()
             && incarnation.instance == instance
@@ -301,12 +324,12 @@ impl SmbService {
             }
             None => {}
         }
-        let incarnation = self.register(instance).await?;
+        let incarnation = self.register(instance, hello.main_process).await?;
         *current = Some(Arc::clone(&incarnation));
         Some(incarnation)
     }
 
-    async fn register(self: &Arc<Self>, instance: Instance) -> Option<Arc<Incarnation>> {
+    async fn register(self: &Arc<Self>, instance: Instance, main_process: u32) -> Option<Arc<Incarnation>> {
         let command = Command::RegisterNode { node: self.node, instance };
         let (log_id, outcome) = self.propose_until_answered(command).await?;
         let (owner, first_sequence) = match outcome {
@@ -335,6 +358,7 @@ impl SmbService {
         let incarnation = Arc::new(Incarnation {
             instance,
             owner,
+            main_process,
             capture: Capture::new(
                 proposer,
                 Arc::clone(&self.raft),
@@ -391,6 +415,14 @@ impl SmbService {
         let incarnation = Arc::clone(incarnation);
         tokio::spawn(async move {
             ended.await;
+            tokio::select! {
+                () = tokio::time::sleep(DEATH_SETTLES_WITHIN) => {}
+                () = incarnation.ended.cancelled() => return,
+            }
+            if !incarnation.processes.lives(incarnation.main_process) {
+                // The whole service is going down. What this process had waits for its clients elsewhere.
+                return;
+            }
             let left = async {
                 incarnation.capture.process_ended(pid).await?;
                 incarnation.gate.leave_all(pid).await
