@@ -11,7 +11,6 @@ use statedb::NodeId;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Endpoint, Server};
 use tracing::{error, info, warn};
 
@@ -19,7 +18,7 @@ use crate::config::Config;
 use crate::lease::ServiceLease;
 use crate::liveness::{self, Leadership};
 use crate::raft::{RaftNode, RaftNodeConfig, RaftTiming};
-use crate::rpc::ops::OpsService;
+use crate::rpc::{self, ops::OpsService};
 use crate::smb::service::SmbService;
 
 /// How long this node's own address may take to answer. It is this process that answers.
@@ -75,8 +74,7 @@ async fn run_until_stopped(config: Arc<Config>) -> anyhow::Result<()> {
     let server = Server::builder()
         .add_service(raft.server(move |raft, owner| answers.answer(raft, owner)))
         .add_service(OpsService::server(Arc::clone(&config), Arc::clone(&raft), process_nonce));
-    // Without it an acknowledgement waits up to 40 ms for company.
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let incoming = rpc::incoming(listener);
     let serving = tokio::spawn(server.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned()));
     require_to_be_alone(&config, process_nonce).await?;
 

@@ -11,10 +11,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::UCred;
 
-/// How long a process may take to say hello, or to look up a record of its own. Both take microseconds, unless the
-/// record is locked by another process that waits for the cluster, or the process is stopped. Then it has to connect
-/// again, which it does by itself, and to ask again.
+/// How long a process may take to look up a record of its own. That takes microseconds, unless the record is locked by
+/// another process that waits for the cluster, or the process is stopped. Then it has to connect again, which it does
+/// by itself, and to ask again.
 const PEER_ANSWERS_WITHIN: Duration = Duration::from_secs(5);
+
+/// How long a process may take to say hello, which follows the connect at once. Short, because the socket is open to
+/// everybody, and those who say nothing keep the others waiting.
+const HELLO_WITHIN: Duration = Duration::from_secs(1);
 
 /// Bytes read from the socket at a time: several usual requests of about 1 KiB.
 const READ_LEN: usize = 16 * 1024;
@@ -44,10 +48,12 @@ pub enum ConnectionError {
         expected: &'static str,
     },
     /// The process took too long.
-    #[error("process {pid} did not answer within {PEER_ANSWERS_WITHIN:?}")]
+    #[error("process {pid} did not answer within {patience:?}")]
     Silent {
         /// The process at the other end.
         pid: u32,
+        /// How long it had.
+        patience: Duration,
     },
 }
 
@@ -132,7 +138,7 @@ impl Connection {
     ///
     /// If something else comes, or nothing.
     pub async fn hello(&mut self) -> Result<Hello, ConnectionError> {
-        match self.receive_soon().await? {
+        match self.receive_within(HELLO_WITHIN).await? {
             (request_id, Request::Hello { protocol, instance, main_pid, .. }) => {
                 self.request_id = request_id;
                 Ok(Hello { protocol, instance, main_process: main_pid })
@@ -167,7 +173,7 @@ impl Connection {
     /// If the process does not answer that.
     pub async fn fetch(&mut self, keys: Vec<RecordKey>) -> Result<Option<Vec<Record>>, ConnectionError> {
         self.reply(&Reply::Need { keys }).await?;
-        match self.receive_soon().await? {
+        match self.receive_within(PEER_ANSWERS_WITHIN).await? {
             (request_id, Request::Records { records }) if request_id == self.request_id => Ok(Some(records)),
             (_, Request::Abandon { .. }) => Ok(None),
             (_, other) => Err(self.unexpected(&other, "records")),
@@ -185,10 +191,10 @@ impl Connection {
         Ok(self.stream.write_all(&bytes).await?)
     }
 
-    async fn receive_soon(&mut self) -> Result<(u32, Request), ConnectionError> {
-        match tokio::time::timeout(PEER_ANSWERS_WITHIN, self.receive()).await {
+    async fn receive_within(&mut self, patience: Duration) -> Result<(u32, Request), ConnectionError> {
+        match tokio::time::timeout(patience, self.receive()).await {
             Ok(received) => received?.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof).into()),
-            Err(_) => Err(ConnectionError::Silent { pid: self.pid() }),
+            Err(_) => Err(ConnectionError::Silent { pid: self.pid(), patience }),
         }
     }
 

@@ -1,0 +1,122 @@
+//! The verbs that ask a node: what they say when it answers, and when there is none, or something else.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::thread;
+
+use crate::sidecar::{Sidecar, Site, assert_says, end, free_endpoint, holdfast, refused, wait_until};
+
+const VERBS: [&str; 2] = ["status", "handles"];
+
+fn ask(verb: &str, address: SocketAddr) -> String {
+    refused(holdfast([verb, "--address", &address.to_string()]))
+}
+
+#[test]
+fn nobody_there_is_said_with_the_address() {
+    for verb in VERBS {
+        let address = free_endpoint();
+        let error = ask(verb, address);
+        assert_says(&error, &["no holdfast answers", &address.to_string(), "Connection refused"]);
+    }
+}
+
+#[test]
+fn an_answer_in_another_language_is_said_with_the_address() {
+    for verb in VERBS {
+        let address = serve(b"SSH-2.0-OpenSSH_9.2p1\r\n");
+        assert_says(&ask(verb, address), &["holdfast", &address.to_string()]);
+    }
+}
+
+#[test]
+fn silence_is_not_waited_for_for_ever() {
+    for verb in VERBS {
+        let address = serve(b"");
+        assert_says(&ask(verb, address), &["no answer", &address.to_string(), "5s"]);
+    }
+}
+
+#[test]
+fn a_missing_configuration_is_said_with_the_way_out() {
+    for verb in VERBS {
+        let mut command = holdfast([verb, "--config", "/nonexistent/holdfast.toml"]);
+        command.env_remove("HOLDFAST_ADDRESS");
+        let error = refused(command);
+        assert_says(
+            &error,
+            &["--address HOST:PORT or --config FILE", "/nonexistent/holdfast.toml", "No such file"],
+        );
+    }
+}
+
+#[test]
+fn an_address_that_is_none_is_refused() {
+    for address in ["", "nowhere", "http://127.0.0.1:7400", "a b:1"] {
+        assert_says(&refused(holdfast(["status", "--address", address])), &["host:port", address]);
+    }
+}
+
+#[test]
+fn a_node_that_is_well_is_shown_for_people_and_for_programs() {
+    let site = Site::alone();
+    let sidecar = Sidecar::spawn(site.run());
+    sidecar.wait_for_log("holdfast starts");
+    let address = site.address().to_string();
+    wait_until(
+        || end(holdfast(["status", "--address", &address])).stdout.contains("leader node 1"),
+        || sidecar.log(),
+    );
+
+    let status = site.status();
+    let keys = [
+        "node_id",
+        "version",
+        "role",
+        "term",
+        "leader",
+        "last_log_index",
+        "applied_index",
+        "now_ms",
+        "quorum_age_ms",
+        "opens",
+        "disconnected_opens",
+        "nodes",
+        "shares",
+        "warnings",
+    ];
+    for key in keys {
+        assert!(status.get(key).is_some(), "{key} is missing in {status:#}");
+    }
+    assert_eq!((&status["node_id"], &status["role"]), (&1.into(), &"leader".into()));
+    assert_eq!(status["nodes"][0]["address"], address);
+
+    // By its configuration, as an operator on the node itself asks.
+    let mut by_config = holdfast(["status", "--config"]);
+    by_config.arg(site.config());
+    let table = end(by_config);
+    assert!(table.success, "{}", table.stderr);
+    assert_says(&table.stdout, &["node 1 (leader", "leader node 1", "smb service", "never seen", &address]);
+
+    let handles = end(holdfast(["handles", "--address", &address, "--output", "json"]));
+    assert_eq!(handles.stdout.trim(), "[]", "{}", handles.stderr);
+    let handles = end(holdfast(["handles", "--address", &address, "--share", "none", "--disconnected"]));
+    assert_says(&handles.stdout, &["path", "oplock", "0 opens"]);
+    sidecar.stop();
+}
+
+/// Answers every connection with these bytes, and then with nothing more.
+fn serve(answer: &'static [u8]) -> SocketAddr {
+    let listener = TcpListener::bind(free_endpoint()).expect("it is free");
+    let address = listener.local_addr().expect("it is bound");
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            thread::spawn(move || {
+                // Who has hung up meanwhile does not matter.
+                let _ = stream.write_all(answer);
+                let _ = stream.read_to_end(&mut Vec::new());
+            });
+        }
+    });
+    address
+}

@@ -1,0 +1,201 @@
+//! Hostile bytes and messages on the port for peers and operators: refused with a status that says why, and the node
+//! lives.
+
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use node::config::Config;
+use proto::pb::raft::v1 as pb;
+use proto::pb::raft::v1::raft_client::RaftClient;
+use proto::pb::storage::v1 as storage;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+
+use crate::sidecar::{PATIENCE, Sidecar, Site, assert_says, wait_until};
+
+/// A node of three, of which it is the only one that runs.
+struct Lonely {
+    site: Site,
+    sidecar: Sidecar,
+    fingerprint: u64,
+}
+
+impl Lonely {
+    fn start() -> Self {
+        let site = Site::with_members(3);
+        let sidecar = Sidecar::spawn(site.run());
+        sidecar.wait_for_log("waiting for all nodes of a new cluster");
+        let config = Config::load(&site.config()).expect("it is sound");
+        Self { site, sidecar, fingerprint: config.cluster.fingerprint() }
+    }
+
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.site.address()).expect("it listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
+        stream
+    }
+
+    async fn peer(&self) -> RaftClient<Channel> {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.site.address())).expect("an address");
+        RaftClient::new(endpoint.timeout(PATIENCE).connect().await.expect("it listens"))
+    }
+
+    /// As node 2 would write it.
+    fn envelope(&self) -> pb::Envelope {
+        pb::Envelope { cluster: self.fingerprint, from: 2, to: 1 }
+    }
+
+    #[track_caller]
+    fn assert_well(mut self) {
+        self.sidecar.assert_lives();
+        assert_eq!(self.site.status()["node_id"], 1);
+        self.sidecar.stop();
+    }
+}
+
+#[track_caller]
+fn assert_refused<T: std::fmt::Debug>(answer: Result<T, Status>, code: Code, expected: &[&str]) {
+    let status = answer.expect_err("it is refused");
+    assert_eq!(status.code(), code, "{status}");
+    assert_says(status.message(), expected);
+}
+
+#[test]
+fn another_protocol_on_the_port_is_hung_up_on() {
+    let node = Lonely::start();
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let huge_frame = [preface.as_slice(), &[0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 1]].concat();
+    let garbage: Vec<u8> = (0..=255).cycle().skip(1).take(64 * 1024).collect();
+    for (what, bytes) in [
+        ("HTTP/1.1", b"GET /status HTTP/1.1\r\nHost: holdfast\r\n\r\n".to_vec()),
+        ("TLS", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec()),
+        ("garbage", garbage),
+        ("a huge HTTP/2 frame", huge_frame),
+    ] {
+        let mut stream = node.connect();
+        // It may hang up before everything is sent.
+        let _ = stream.write_all(&bytes);
+        // Some protocols wait for more of what looks like their beginning.
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let mut answer = Vec::new();
+        match stream.read_to_end(&mut answer) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
+            Err(error) => panic!("{what}: {error}"),
+        }
+    }
+    node.assert_well();
+}
+
+#[tokio::test]
+async fn strangers_and_the_misled_are_told_why_they_are_refused() {
+    let node = Lonely::start();
+    let mut peer = node.peer().await;
+    let sound = node.envelope();
+    let keep_alive = |envelope| pb::KeepAliveRequest {
+        envelope,
+        owner: Some(storage::Owner { node_id: 2, incarnation: 1 }),
+    };
+
+    let stranger = pb::Envelope { cluster: sound.cluster ^ 1, ..sound };
+    assert_refused(
+        peer.keep_alive(keep_alive(Some(stranger))).await,
+        Code::FailedPrecondition,
+        &["another cluster configuration", "compare their [cluster] sections"],
+    );
+    for misled in [
+        pb::Envelope { to: 3, ..sound },
+        pb::Envelope { from: 9, ..sound },
+        pb::Envelope { from: 1, ..sound },
+    ] {
+        let expected = format!("from node {} to node {} has come to node 1", misled.from, misled.to);
+        assert_refused(
+            peer.keep_alive(keep_alive(Some(misled))).await,
+            Code::FailedPrecondition,
+            &[&expected, "is an id used twice?"],
+        );
+        let vote = pb::VoteRequest { envelope: Some(misled), vote: None, last_log_id: None };
+        assert_refused(peer.vote(vote).await, Code::FailedPrecondition, &[&expected]);
+    }
+    assert_refused(peer.keep_alive(keep_alive(None)).await, Code::InvalidArgument, &["envelope"]);
+    peer.keep_alive(keep_alive(Some(sound))).await.expect("a peer is answered");
+    node.assert_well();
+}
+
+#[tokio::test]
+async fn messages_that_make_no_sense_are_told_which_field() {
+    let node = Lonely::start();
+    let mut peer = node.peer().await;
+    let envelope = Some(node.envelope());
+    let propose = |command| pb::ProposeRequest { envelope, command };
+
+    assert_refused(peer.propose(propose(None)).await, Code::InvalidArgument, &["command"]);
+    let empty = storage::Command::default();
+    assert_refused(peer.propose(propose(Some(empty))).await, Code::InvalidArgument, &["Command"]);
+    let short = storage::RegisterNode { node_id: 2, instance: vec![1, 2, 3] };
+    let short = storage::Command { command: Some(storage::command::Command::RegisterNode(short)) };
+    assert_refused(peer.propose(propose(Some(short))).await, Code::InvalidArgument, &["instance", "3"]);
+
+    let vote = pb::VoteRequest { envelope, vote: None, last_log_id: None };
+    assert_refused(peer.vote(vote.clone()).await, Code::InvalidArgument, &["vote"]);
+    assert_refused(peer.pre_vote(vote).await, Code::InvalidArgument, &["vote"]);
+    let keep_alive = pb::KeepAliveRequest { envelope, owner: None };
+    assert_refused(peer.keep_alive(keep_alive).await, Code::InvalidArgument, &["owner"]);
+
+    let records =
+        pb::SnapshotChunk { chunk: Some(pb::snapshot_chunk::Chunk::End(pb::SnapshotEnd { records: 0 })) };
+    let headless = peer.install_snapshot(tokio_stream::iter([records])).await;
+    assert_refused(headless, Code::InvalidArgument, &["head"]);
+
+    let append = pb::AppendRequest { envelope: None, ..pb::AppendRequest::default() };
+    let mut answers = peer.append(tokio_stream::iter([append])).await.expect("a stream").into_inner();
+    assert_refused(answers.message().await, Code::InvalidArgument, &["envelope"]);
+    // Known, and without a vote: its sender is broken, and gets no answer.
+    let append = pb::AppendRequest { envelope, ..pb::AppendRequest::default() };
+    let mut answers = peer.append(tokio_stream::iter([append])).await.expect("a stream").into_inner();
+    assert!(!matches!(answers.message().await, Ok(Some(_))), "entries that make no sense are acknowledged");
+    node.assert_well();
+}
+
+#[tokio::test]
+async fn a_message_beyond_every_limit_is_refused_before_it_is_held() {
+    let node = Lonely::start();
+    let mut peer = node.peer().await;
+    let register = storage::RegisterNode { node_id: 2, instance: vec![0; 64 * 1024 * 1024] };
+    let command = storage::Command { command: Some(storage::command::Command::RegisterNode(register)) };
+    let request = pb::ProposeRequest { envelope: Some(node.envelope()), command: Some(command) };
+    let status = peer.propose(request).await.expect_err("it is refused");
+    assert_ne!(status.code(), Code::Ok);
+    assert_ne!(status.code(), Code::DeadlineExceeded);
+    let peak = std::fs::read_to_string(format!("/proc/{}/status", node.sidecar.pid())).expect("Linux");
+    let peak = peak.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak").trim().to_owned();
+    let peak_kib: u64 = peak.trim_end_matches(" kB").parse().expect("a number");
+    // What a node needs by itself, and one message of the longest kind.
+    assert!(peak_kib < 128 * 1024, "it held {peak}");
+    node.assert_well();
+}
+
+#[test]
+fn connections_that_use_up_the_descriptors_are_said_and_survived() {
+    let site = Site::alone();
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", "ulimit -n 128 && exec \"$0\" run --config \"$1\"", env!("CARGO_BIN_EXE_holdfast")]);
+    command.arg(site.config());
+    let mut sidecar = Sidecar::spawn(command);
+    sidecar.wait_for_log("a new cluster is formed");
+    let mut silent = Vec::new();
+    let exhausted = "cannot accept a connection of a peer or an operator error=Too many open files";
+    wait_until(
+        || {
+            // Whether the backlog has room does not matter.
+            silent.extend(TcpStream::connect_timeout(&site.address(), Duration::from_millis(100)));
+            sidecar.log().contains(exhausted)
+        },
+        || "the descriptors are not used up".to_owned(),
+    );
+    sidecar.assert_lives();
+    drop(silent);
+    assert_eq!(site.status()["role"], "leader");
+    sidecar.stop();
+}
