@@ -85,6 +85,9 @@ const FIND_LEADER_AFTER: Duration = Duration::from_millis(10);
 /// Between two attempts to form a new cluster.
 const FORM_AFTER: Duration = Duration::from_millis(200);
 
+/// How often a node looks whether it was told that the cluster is formed.
+const FORMED_AFTER: Duration = Duration::from_millis(20);
+
 /// How long a node of a new cluster may take to answer.
 const FORM_WITHIN: Duration = Duration::from_secs(1);
 
@@ -290,7 +293,7 @@ impl RaftNode {
         loop {
             match &metrics.borrow_watched().running_state {
                 Err(openraft::errors::Fatal::Stopped) | Ok(()) => {}
-                Err(fatal) => return RaftFailed(chain(fatal)),
+                Err(fatal) => return RaftFailed(fatal.to_string()),
             }
             if metrics.changed().await.is_err() {
                 std::future::pending::<()>().await;
@@ -408,6 +411,9 @@ impl RaftNode {
     pub async fn propose(&self, command: Command) -> Result<(LogId, Outcome), ProposeError> {
         let deadline = Instant::now() + PROPOSE_WITHIN;
         loop {
+            if self.metrics.borrow_watched().running_state.is_err() {
+                return Err(ProposeError::ShuttingDown);
+            }
             let attempt = match self.leader() {
                 Some(leader) if leader.0 == self.id => self.propose_local(command.clone()).await,
                 Some(leader) => self.propose_remote(leader, &command).await,
@@ -512,21 +518,16 @@ impl RaftNode {
         }
     }
 
-    /// Waits until this node has applied everything that was committed when it was called, as the leader knows
-    /// it. What it serves before that may be older than what it served before a restart.
+    /// Waits until this node has applied everything that it can have served before a restart, and whatever
+    /// else was committed by then. For ever, if no leader is elected.
     pub async fn caught_up(&self) {
+        let mut metrics = self.metrics.clone();
         loop {
-            let target = {
-                let metrics = self.metrics.borrow_watched();
-                let heard = metrics.current_leader.is_some();
-                metrics
-                    .cluster_committed
-                    .filter(|committed| heard && Some(committed.index) >= metrics.last_log_index)
-            };
-            if let Some(target) = target {
-                return self.applied_through(target.index).await;
+            let known = committed_by_leader(&metrics.borrow_watched());
+            if let Some(index) = known {
+                return self.applied_through(index).await;
             }
-            if self.metrics.clone().changed().await.is_err() {
+            if metrics.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
         }
@@ -554,26 +555,23 @@ impl RaftNode {
     /// Lets this node vote and stand for election when it may.
     async fn become_voter(self: Arc<Self>, leader_lease: Duration) {
         self.voting.wait_for_lease(leader_lease).await;
-        let mut metrics = self.metrics.clone();
-        while !self.voting.remembers() {
-            let up_to_date = {
-                let metrics = metrics.borrow_watched();
-                let committed = metrics.cluster_committed.map(|committed| committed.index);
-                let leader = metrics.current_leader.filter(|leader| *leader != self.id);
-                leader.is_some()
-                    && committed.is_some()
-                    && metrics.last_applied.map(|applied| applied.index) >= committed
-            };
-            if up_to_date {
-                match self.voting.remember() {
-                    Ok(()) => info!("this node was brought up to date and votes"),
+        if !self.voting.remembers() {
+            tokio::select! {
+                () = self.caught_up() => match self.voting.remember() {
+                    Ok(()) => info!("this node was brought up to date and votes from now on"),
                     Err(error) => return warn!(%error, "this node cannot become a voter"),
-                }
-            } else if let Ok(Err(_)) = tokio::time::timeout(FORM_AFTER, metrics.changed()).await {
-                return;
+                },
+                () = self.formed() => {}
             }
         }
         self.raft.runtime_config().elect(true);
+    }
+
+    /// Waits until this node takes part in a new cluster.
+    async fn formed(&self) {
+        while !self.voting.remembers() {
+            tokio::time::sleep(FORMED_AFTER).await;
+        }
     }
 
     /// Forms a new cluster, as the node with the lowest id, when all its nodes are new. See [`voting`].
@@ -618,6 +616,16 @@ impl RaftNode {
             Err(error) => Err(error.to_string()),
         }
     }
+}
+
+/// Up to where entries are known to be committed, if that is everything that ever was.
+///
+/// A leader knows that as soon as an entry of its own term is committed: whatever was before is in its log and
+/// committed with it. A commit index of an earlier term may be behind.
+fn committed_by_leader(metrics: &RaftMetrics<TypeConfig>) -> Option<u64> {
+    metrics.current_leader?;
+    let committed = metrics.cluster_committed?;
+    (committed.leader_id.term == metrics.current_term).then_some(committed.index)
 }
 
 /// Opens what is on disk.
@@ -673,16 +681,4 @@ fn was_never_sent(status: &Status) -> bool {
         source = error.source();
     }
     false
-}
-
-/// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

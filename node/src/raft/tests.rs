@@ -64,9 +64,13 @@ impl Drop for Running {
 impl Cluster {
     /// Three nodes that have never run.
     async fn new() -> Self {
+        Self::of(3).await
+    }
+
+    async fn of(nodes: u64) -> Self {
         let mut cluster = Self { dirs: BTreeMap::new(), voters: BTreeMap::new(), running: BTreeMap::new() };
         let mut listeners = Vec::new();
-        for id in 1..=3 {
+        for id in 1..=nodes {
             let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
             let address = listener.local_addr().expect("an address").to_string();
             cluster.voters.insert(NodeId(id), address);
@@ -185,6 +189,16 @@ fn register(instance: u8) -> Command {
     Command::RegisterNode { node: NodeId(instance.into()), instance: Instance([instance; 16]) }
 }
 
+/// Has a node take a snapshot and purge its log.
+async fn purge(node: &RaftNode, upto: LogId) {
+    let raft = &node.raft;
+    raft.trigger().snapshot().await.expect("Raft runs");
+    let built = |metrics: &RaftMetrics<TypeConfig>| metrics.snapshot.is_some_and(|at| at.index >= upto.index);
+    raft.wait(Some(PATIENCE)).metrics(built, "a snapshot is built").await.expect("it is");
+    raft.trigger().purge_log(upto.index).await.expect("Raft runs");
+    raft.wait(Some(PATIENCE)).purged(Some(convert::log_id(upto)), "the log is purged").await.expect("it is");
+}
+
 async fn within<T>(wait: impl AsyncFnOnce() -> T) -> T {
     tokio::time::timeout(PATIENCE, wait()).await.expect("it takes far less")
 }
@@ -274,16 +288,10 @@ async fn a_node_that_lost_its_disk_is_rebuilt_by_a_snapshot_and_votes_only_then(
     cluster.kill(lost).await;
     cluster.dirs.insert(lost, tempfile::tempdir().expect("an empty directory"));
 
-    // So many entries that the leader has purged those that the lost one would need.
+    // The leader has purged the entries that the lost one would need.
     let leader = cluster.leader().await;
     let upto = cluster.register(leader, 52).await;
-    let raft = &cluster.node(leader).raft;
-    raft.trigger().snapshot().await.expect("Raft runs");
-    let snapshot =
-        |metrics: &RaftMetrics<TypeConfig>| metrics.snapshot.is_some_and(|at| at.index >= upto.index);
-    raft.wait(Some(PATIENCE)).metrics(snapshot, "a snapshot is built").await.expect("it is");
-    raft.trigger().purge_log(upto.index).await.expect("Raft runs");
-    raft.wait(Some(PATIENCE)).purged(Some(convert::log_id(upto)), "the log is purged").await.expect("it is");
+    purge(cluster.node(leader), upto).await;
 
     cluster.restart(lost).await;
     let rebuilt = cluster.node(lost);
@@ -348,6 +356,75 @@ async fn a_command_that_is_too_long_is_refused_before_it_is_proposed() {
         .await;
         assert!(matches!(refused, Err(ProposeError::Refused { .. })), "{refused:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_log_and_a_lost_state_are_named_with_what_to_do() {
+    let mut cluster = Cluster::of(1).await;
+    let upto = cluster.register(1, 81).await;
+    purge(cluster.node(1), upto).await;
+    cluster.register(1, 82).await;
+    cluster.kill(1).await;
+    let data_dir = cluster.dirs[&1].path().to_owned();
+    let start = async || {
+        let error = RaftNode::start(cluster.config(1, &data_dir)).await.expect_err("it must not start");
+        crate::telemetry::chain(&error).to_string()
+    };
+
+    let chunk = std::fs::read_dir(data_dir.join("log"))
+        .expect("a directory")
+        .map(|file| file.expect("a file").path());
+    let chunk =
+        chunk.filter(|path| path.extension().is_some_and(|name| name == "wal")).max().expect("a chunk");
+    let sound = std::fs::read(&chunk).expect("readable");
+    let mut rotten = sound.clone();
+    rotten[sound.len() / 2] ^= 0x08;
+    std::fs::write(&chunk, rotten).expect("writable");
+    let error = start().await;
+    assert!(error.contains(&format!("{} is damaged at the record at byte", chunk.display())), "{error}");
+    assert!(error.contains("move the node's data directory away"), "{error}");
+    std::fs::write(&chunk, sound).expect("writable");
+
+    std::fs::remove_dir_all(data_dir.join("applied")).expect("removed");
+    let error = start().await;
+    assert!(error.contains("it ends before entry"), "{error}");
+    assert!(error.contains("move the node's data directory away"), "{error}");
+}
+
+/// Not a test: what [`a_full_disk_ends_the_node_with_a_message`] runs in a process whose files may not grow.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "run by another test"]
+async fn child_that_proposes_until_it_fails() {
+    let cluster = Cluster::of(1).await;
+    let node = cluster.node(1);
+    let propose = async {
+        loop {
+            let _ = node.propose(register(91)).await;
+        }
+    };
+    let failure = tokio::select! {
+        failure = node.failed() => failure,
+        () = propose => unreachable!("it proposes for ever"),
+    };
+    eprintln!("failed {failure}");
+    assert_eq!(node.propose(register(92)).await, Err(ProposeError::ShuttingDown));
+    eprintln!("no more proposals");
+    std::process::exit(0);
+}
+
+#[test]
+fn a_full_disk_ends_the_node_with_a_message() {
+    // The shell counts in blocks of 512 or 1024 bytes. sled's file begins with half a megabyte.
+    let child = std::process::Command::new("sh")
+        .arg("-c")
+        .arg("trap '' XFSZ; ulimit -f 1100; exec \"$0\" --ignored --exact --nocapture raft::tests::child_that_proposes_until_it_fails")
+        .arg(std::env::current_exe().expect("this test binary"))
+        .output()
+        .expect("it ends by itself");
+    let text = String::from_utf8_lossy(&child.stderr);
+    assert!(text.lines().any(|line| line.starts_with("failed ")), "{text}");
+    assert!(text.contains("cannot write and sync the log in"), "{text}");
+    assert!(text.contains("no more proposals"), "{text}");
 }
 
 #[tokio::test]

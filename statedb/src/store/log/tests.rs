@@ -348,4 +348,15 @@ fn compare_append_and_sync_of_128_records_with_sled() {
         started.elapsed()
     });
     println!("sled 0.34:       {:?}", median(times.collect()));
+
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut file = std::fs::File::create(dir.path().join("plain")).expect("created");
+    let bytes = vec![0x5A; payload.len() * RECORDS as usize];
+    let times = (0..ROUNDS).map(|_| {
+        let started = Instant::now();
+        std::io::Write::write_all(&mut file, &bytes).expect("written");
+        file.sync_data().expect("synced");
+        started.elapsed()
+    });
+    println!("a plain file:    {:?}", median(times.collect()));
 }
