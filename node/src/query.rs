@@ -115,8 +115,12 @@ fn no_answer(address: &str, status: Status) -> anyhow::Error {
         Code::Cancelled | Code::DeadlineExceeded => {
             anyhow::anyhow!("no answer from {address} within {ANSWERS_WITHIN:?}")
         }
-        _ => anyhow::Error::new(status)
-            .context(format!("what answers at {address} is not a holdfast that is well")),
+        code => {
+            anyhow::anyhow!(
+                "what answers at {address} is not a holdfast that is well: {code}: {}",
+                status.message()
+            )
+        }
     }
 }
 

@@ -156,12 +156,50 @@ pub(super) fn append_request_from_pb(
             })
         })
         .collect::<Result<_, WireError>>()?;
-    Ok(AppendEntriesRequest {
+    let request = AppendEntriesRequest {
         vote: vote_from_pb("AppendRequest", request.vote)?,
         prev_log_id: request.prev_log_id.map(log_id_from_pb),
         entries,
         leader_commit: request.leader_commit.map(log_id_from_pb),
-    })
+    };
+    check_append_request(&request)?;
+    Ok(request)
+}
+
+/// Refuses what no leader says. Raft believes its peers, and a store that is asked for a log with a hole stops the
+/// node.
+fn check_append_request(request: &AppendEntriesRequest<TypeConfig>) -> Result<(), WireError> {
+    const MESSAGE: &str = "AppendRequest";
+    if !request.vote.committed {
+        return Err(WireError::invalid(MESSAGE, "vote", "is not a leader's"));
+    }
+    let next_after = |field, log_id: &LogId| {
+        let next = log_id.index.checked_add(1);
+        next.ok_or_else(|| WireError::invalid(MESSAGE, field, "there is nothing after this index"))
+    };
+    let (mut term, mut next) = match &request.prev_log_id {
+        Some(prev) => (prev.leader_id.term, next_after("prev_log_id", prev)?),
+        None => (0, 0),
+    };
+    for entry in &request.entries {
+        let log_id = &entry.log_id;
+        if log_id.index != next || log_id.leader_id.term < term {
+            let found = format!(
+                "entry {} of term {} where entry {next} of term {term} or later comes",
+                log_id.index, log_id.leader_id.term
+            );
+            return Err(WireError::invalid(MESSAGE, "entries", found));
+        }
+        (term, next) = (log_id.leader_id.term, next_after("entries", log_id)?);
+    }
+    if term > request.vote.leader_id.term {
+        return Err(WireError::invalid(
+            MESSAGE,
+            "entries",
+            format!("are of term {term}, after the leader's"),
+        ));
+    }
+    request.leader_commit.as_ref().map_or(Ok(0), |commit| next_after("leader_commit", commit)).map(drop)
 }
 
 pub(super) fn append_result_to_pb(result: &StreamAppendResult<TypeConfig>) -> pb::AppendResponse {

@@ -12,8 +12,8 @@
 //!   then speak.*
 //! - `purged ≤ applied on disk ≤ applied ≤ committed`.
 //! - A node that was restarted, or lost its disk, helps to elect nobody while it may have forgotten a
-//!   promise ([`voting`]).
-//! - Cluster time never runs faster than a leader's monotonic clock ([`clock`]).
+//!   promise (`voting.rs`).
+//! - Cluster time never runs faster than a leader's monotonic clock (`clock.rs`).
 //!
 //! # What is left out
 //!
@@ -401,8 +401,8 @@ impl RaftNode {
         }
     }
 
-    /// Has the leader propose a command, here or elsewhere, and waits for its outcome: at most
-    /// [`PROPOSE_WITHIN`] for a leader and as long for the outcome.
+    /// Has the leader propose a command, here or elsewhere, and waits for its outcome: at most two seconds for
+    /// a leader, and as long for the outcome.
     ///
     /// # Errors
     ///
@@ -416,7 +416,11 @@ impl RaftNode {
             }
             let attempt = match self.leader() {
                 Some(leader) if leader.0 == self.id => self.propose_local(command.clone()).await,
-                Some(leader) => self.propose_remote(leader, &command).await,
+                Some(leader) => tokio::select! {
+                    answer = self.propose_remote(leader, &command) => answer,
+                    // A frozen leader would answer when it thaws, if ever.
+                    () = self.superseded(leader) => Err(ProposeError::Unknown),
+                },
                 None => Err(ProposeError::NotLeader { leader: None }),
             };
             match attempt {
@@ -495,6 +499,16 @@ impl RaftNode {
             }
             Some(PbResult::Refused(refused)) => Err(ProposeError::Refused { reason: refused.reason }),
             Some(PbResult::Applied(_) | PbResult::Unknown(_)) | None => Err(ProposeError::Unknown),
+        }
+    }
+
+    /// Waits until this node knows another leader.
+    async fn superseded(&self, leader: NodeId) {
+        let mut metrics = self.metrics.clone();
+        while self.leader().is_none_or(|newest| newest == leader) {
+            if metrics.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
         }
     }
 

@@ -264,6 +264,20 @@ async fn a_minority_answers_no_leader_or_unknown_and_serves_again_with_a_quorum(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proposal_does_not_wait_for_a_frozen_leader() {
+    const FREEZE: Duration = Duration::from_secs(8);
+    let mut cluster = Cluster::new().await;
+    let (leader, through) = (cluster.leader().await, cluster.follower().await);
+    cluster.register(through, 34).await;
+    let frozen = cluster.running.remove(&leader).expect("it runs");
+    let frozen_at = Instant::now();
+    // Its runtime has one thread, and that does nothing else now.
+    frozen.runtime.as_ref().expect("it runs").spawn(async { std::thread::sleep(FREEZE) });
+    cluster.register(through, 35).await;
+    assert!(frozen_at.elapsed() < FREEZE, "another leader has answered");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_nodes_restart_from_disk() {
     let mut cluster = Cluster::new().await;
     for instance in 41..=45 {
@@ -441,10 +455,13 @@ async fn a_data_directory_in_use_is_named() {
 #[expect(clippy::print_stdout, reason = "its output is its purpose")]
 async fn proposals_per_second_and_their_latency() {
     const PROPOSALS: usize = 2000;
-    let cluster = Cluster::new().await;
-    let leader = cluster.leader().await;
-    cluster.register(leader, 71).await;
-    for (name, through) in [("leader", leader), ("follower", cluster.follower().await)] {
+    let (one, three) = (Cluster::of(1).await, Cluster::of(3).await);
+    let leader = three.leader().await;
+    let follower = three.follower().await;
+    for (name, cluster, through) in
+        [("only node", &one, 1), ("leader of three", &three, leader), ("follower", &three, follower)]
+    {
+        cluster.register(through, 71).await;
         for clients in [1, 16] {
             let started = Instant::now();
             let client = async || {

@@ -326,6 +326,7 @@ impl Capture {
         let _in_order = self.stripes(&files).await;
         loop {
             let Effects { changed, purged } = self.effects(database, key, value)?;
+            debug!(%database, changed = changed.len(), purged = purged.len(), "a shared record is changed");
             for id in purged {
                 info!(durable_file_id = %id, "somebody wanted the file of an open whose client is away");
                 self.close(id).await?;
@@ -379,6 +380,7 @@ impl Capture {
 
     async fn update(&self, descriptions: Vec<OpenDescription>) -> Result<(), Refused> {
         for description in &descriptions {
+            debug!(durable_file_id = %description.durable_file_id, "an open has changed");
             self.tracker.track(description);
         }
         match self.proposer.propose(Request::Update(descriptions)).await? {
