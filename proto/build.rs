@@ -3,7 +3,8 @@
 use std::error::Error;
 
 /// Every file that has messages of ours.
-const PROTO_FILES: [&str; 3] = ["proto/storage.proto", "proto/raft.proto", "proto/ops.proto"];
+const PROTO_FILES: [&str; 4] =
+    ["proto/storage.proto", "proto/raft.proto", "proto/ops.proto", "proto/handles.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     for file in PROTO_FILES {

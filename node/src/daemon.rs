@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::lease::ServiceLease;
 use crate::liveness::{self, Leadership};
 use crate::raft::{RaftNode, RaftNodeConfig, RaftTiming};
+use crate::rpc::handles::HandlesService;
 use crate::rpc::{self, ops::OpsService};
 use crate::smb::service::SmbService;
 
@@ -70,21 +71,29 @@ async fn run_until_stopped(config: Arc<Config>) -> anyhow::Result<()> {
     .with_context(|| format!("cannot start on {}", config.node.data_dir.display()))?;
 
     let stop = CancellationToken::new();
+    let lease = Arc::new(ServiceLease::new(timing.self_fence_after()));
+    let handles = HandlesService::new(
+        Arc::clone(&raft),
+        Arc::clone(&lease),
+        NodeId(config.node.id),
+        config.samba.is_none(),
+    );
     let answers = Arc::clone(&leadership);
     let server = Server::builder()
         .add_service(raft.server(move |raft, owner| answers.answer(raft, owner)))
+        .add_service(handles.server())
         .add_service(OpsService::server(Arc::clone(&config), Arc::clone(&raft), process_nonce));
     let incoming = rpc::incoming(listener);
     let serving = tokio::spawn(server.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned()));
     require_to_be_alone(&config, process_nonce).await?;
 
     tokio::spawn(liveness::lead(Arc::clone(&raft), Arc::clone(&leadership), stop.clone()));
-    let lease = Arc::new(ServiceLease::new(timing.self_fence_after()));
-    let beside = tokio::spawn(serve_samba(
+    let beside = tokio::spawn(serve(
         Arc::clone(&config),
         Arc::clone(&raft),
         Arc::clone(&leadership),
-        Arc::clone(&lease),
+        lease,
+        handles,
         stop.clone(),
     ));
 
@@ -110,17 +119,18 @@ async fn run_until_stopped(config: Arc<Config>) -> anyhow::Result<()> {
     ended.map(drop)
 }
 
-/// Serves the Samba beside this node, if there is one, once this node knows what the cluster has decided.
-async fn serve_samba(
+/// Serves the SMB service beside this node, of whichever kind, once this node knows what the cluster has decided.
+async fn serve(
     config: Arc<Config>,
     raft: Arc<RaftNode>,
     leadership: Arc<Leadership>,
     lease: Arc<ServiceLease>,
+    handles: HandlesService,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let Some(samba) = &config.samba else {
-        info!("no [samba] section: this node votes, and protects nothing of its own");
-        stop.cancelled().await;
+        info!("no [samba] section: this node votes, and serves an SMB server that attaches to it over gRPC");
+        liveness::keep_alive(raft, leadership, lease, |owner| handles.fence(owner), stop).await;
         return Ok(());
     };
     // A restored state may be older than what this node promised; nobody is answered from it.

@@ -7,10 +7,10 @@
 //! |---|---|
 //! | [`daemon`] | puts it all together |
 //! | [`raft`] | the one place that names openraft |
-//! | [`proposer`] | requests of this node's SMB service, each answered exactly once |
+//! | [`registration`], [`proposer`] | incarnations of this node's SMB service, and their requests, each answered exactly once |
 //! | [`liveness`], [`detector`], [`lease`] | who lives, who is declared down, who may serve until when |
 //! | [`smb`] | the Samba beside this node |
-//! | [`rpc`] | the operators' service |
+//! | [`rpc`] | the services for operators, and for SMB servers without a shim |
 //! | [`cli`], [`query`] | the command line |
 //! | [`config`], [`telemetry`] | what it is told, and what it tells |
 
@@ -23,6 +23,7 @@ pub mod liveness;
 pub mod proposer;
 pub mod query;
 pub mod raft;
+pub mod registration;
 pub mod rpc;
 pub mod smb;
 pub mod telemetry;

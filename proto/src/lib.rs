@@ -32,6 +32,13 @@ pub mod pb {
             tonic::include_proto!("holdfast.raft.v1");
         }
     }
+    /// SMB node to sidecar (`handles.proto`).
+    pub mod handles {
+        /// The first format.
+        pub mod v1 {
+            tonic::include_proto!("holdfast.handles.v1");
+        }
+    }
     /// Operator to node (`ops.proto`).
     pub mod ops {
         /// The first format.

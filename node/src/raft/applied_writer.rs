@@ -3,6 +3,7 @@
 //! Applying does not wait for it: the copy may lag. A bounded queue lies in between, so it cannot lag for
 //! ever. After a failure the next write is told, and Raft stops the node.
 
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -11,7 +12,7 @@ use statedb::store::StoreError;
 use statedb::store::applied::{AppliedStore, Change, StoredRecord};
 use tokio::sync::{mpsc, oneshot};
 
-/// How many batches may wait. A batch is what was applied in one go, up to [`super::APPLY_BATCH_MAX`]
+use crate::telemetry::chain;
 /// entries; beyond this, applying waits for the disk. Five thousand batches a second fit into [`GATHER_FOR`].
 const QUEUE_LEN: usize = 256;
 
@@ -26,12 +27,26 @@ pub(super) struct AppliedWriter {
     status: Arc<Status>,
 }
 
+/// How far the copy is, and whether the node's stores still work.
 #[derive(Debug, Default)]
-struct Status {
-    /// Why nothing more is written.
+pub(super) struct Status {
+    /// Why nothing more is written: the first failure of the copy, or of the log.
     failure: OnceLock<StoreError>,
     /// Entries before this index are in the copy on disk.
     synced_next: AtomicU64,
+}
+
+impl Status {
+    /// Why this node's stores accept nothing more. Raft ends of it, but tells it in words of its own.
+    pub(super) fn failure(&self) -> Option<&StoreError> {
+        self.failure.get()
+    }
+
+    /// The log has failed, and so the copy is not written any further either. Returns the error as Raft takes it.
+    pub(super) fn log_failed(&self, error: StoreError) -> io::Error {
+        let _ = self.failure.set(error.clone());
+        io::Error::other(error)
+    }
 }
 
 /// What the state was after some entry.
@@ -52,13 +67,18 @@ enum Job {
 
 impl AppliedWriter {
     /// Starts the thread on a store whose content, up to `applied_index`, was just loaded and synced.
-    pub(super) fn start(store: AppliedStore, applied_index: Option<u64>) -> std::io::Result<Self> {
+    pub(super) fn start(store: AppliedStore, applied_index: Option<u64>) -> io::Result<Self> {
         let (jobs, queue) = mpsc::channel(QUEUE_LEN);
         let status = Arc::new(Status::default());
         status.synced_next.store(next(applied_index), Ordering::Release);
         let thread = Thread { store, status: Arc::clone(&status), written_next: next(applied_index) };
         std::thread::Builder::new().name("applied-writer".to_owned()).spawn(move || thread.run(queue))?;
         Ok(Self { jobs, status })
+    }
+
+    /// To learn why a node has stopped, also after the thread has ended.
+    pub(super) fn status(&self) -> Arc<Status> {
+        Arc::clone(&self.status)
     }
 
     /// Writes what some entries changed. On its way when this returns.

@@ -49,7 +49,7 @@ impl LogStorage {
             Bound::Excluded(index) => *index,
             Bound::Unbounded => u64::MAX,
         };
-        let entries = self.store.read(start..end, payload_len_max).map_err(io::Error::other)?;
+        let entries = self.store.read(start..end, payload_len_max).map_err(|error| self.failed(error))?;
         entries
             .into_iter()
             .map(|entry| {
@@ -62,6 +62,23 @@ impl LogStorage {
             })
             .collect()
     }
+
+    /// Runs a write and waits until it is on disk.
+    async fn synced(
+        &self,
+        write: impl FnOnce(&LogStore, OnSynced) -> Result<(), StoreError>,
+    ) -> io::Result<()> {
+        let (sender, receiver) = oneshot::channel();
+        // Nobody waits any more when Raft is shutting down.
+        let on_synced: OnSynced = Box::new(move |result| drop(sender.send(result)));
+        write(&self.store, on_synced).map_err(|error| self.failed(error))?;
+        receiver.await.map_err(io::Error::other)?.map_err(|error| self.failed(error))
+    }
+
+    /// Remembers why this node ends, for who has to tell it.
+    fn failed(&self, error: StoreError) -> io::Error {
+        self.applied.status().log_failed(error)
+    }
 }
 
 fn position(log_id: &LogId) -> Position {
@@ -70,14 +87,6 @@ fn position(log_id: &LogId) -> Position {
 
 fn log_id(position: Position) -> LogId {
     LogId { leader_id: CommittedLeaderId::from(position.term), index: position.index }
-}
-
-/// Runs a write and waits until it is on disk.
-async fn synced(write: impl FnOnce(OnSynced) -> Result<(), StoreError>) -> io::Result<()> {
-    let (sender, receiver) = oneshot::channel();
-    // Nobody waits any more when Raft is shutting down.
-    write(Box::new(move |result| drop(sender.send(result)))).map_err(io::Error::other)?;
-    receiver.await.map_err(io::Error::other)?.map_err(io::Error::other)
 }
 
 impl RaftLogReader<TypeConfig> for LogStorage {
@@ -89,7 +98,7 @@ impl RaftLogReader<TypeConfig> for LogStorage {
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
-        let vote = self.store.state().map_err(io::Error::other)?.vote;
+        let vote = self.store.state().map_err(|error| self.failed(error))?.vote;
         Ok(vote.map(|vote| vote_from_parts(vote.term, vote.voted_for, vote.committed)))
     }
 
@@ -102,7 +111,7 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
     type LogReader = Self;
 
     async fn get_log_state(&mut self) -> io::Result<LogState<TypeConfig>> {
-        let state = self.store.state().map_err(io::Error::other)?;
+        let state = self.store.state().map_err(|error| self.failed(error))?;
         Ok(LogState { last_purged_log_id: state.purged.map(log_id), last_log_id: state.last.map(log_id) })
     }
 
@@ -116,18 +125,20 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
             committed: vote.committed,
             voted_for: vote.leader_id.voted_for,
         };
-        synced(|on_synced| self.store.save_vote(vote, on_synced)).await
+        self.synced(|store, on_synced| store.save_vote(vote, on_synced)).await
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
         match committed {
-            Some(committed) => self.store.save_committed(position(&committed)).map_err(io::Error::other),
+            Some(committed) => {
+                self.store.save_committed(position(&committed)).map_err(|error| self.failed(error))
+            }
             None => Ok(()),
         }
     }
 
     async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
-        Ok(self.store.state().map_err(io::Error::other)?.committed.map(log_id))
+        Ok(self.store.state().map_err(|error| self.failed(error))?.committed.map(log_id))
     }
 
     async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> io::Result<()>
@@ -139,19 +150,21 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
             position: position(&entry.log_id),
             payload: encode_payload(&entry.payload).into(),
         });
-        let on_synced: OnSynced =
-            Box::new(move |result| callback.io_completed(result.map_err(io::Error::other)));
-        self.store.append(entries, on_synced).map_err(io::Error::other)
+        let stores = self.applied.status();
+        let on_synced: OnSynced = Box::new(move |result| {
+            callback.io_completed(result.map_err(|error| stores.log_failed(error)));
+        });
+        self.store.append(entries, on_synced).map_err(|error| self.failed(error))
     }
 
     async fn truncate_after(&mut self, keep: Option<LogId>) -> io::Result<()> {
-        synced(|on_synced| self.store.truncate_after(keep.as_ref().map(position), on_synced)).await
+        self.synced(|store, on_synced| store.truncate_after(keep.as_ref().map(position), on_synced)).await
     }
 
     async fn purge(&mut self, upto: LogId) -> io::Result<()> {
         // purged ≤ applied on disk: what the log forgets must be known from elsewhere.
         self.applied.ensure_synced(upto.index).await.map_err(io::Error::other)?;
         // Nobody waits for this to be on disk. If it gets lost, the log holds more than it needs.
-        self.store.purge(position(&upto), Box::new(drop)).map_err(io::Error::other)
+        self.store.purge(position(&upto), Box::new(drop)).map_err(|error| self.failed(error))
     }
 }

@@ -63,6 +63,7 @@ use self::state_machine::{AppliedState, StateMachine};
 use self::types::{Proposed, TypeConfig};
 use self::voting::Voting;
 use crate::liveness::Answer;
+use crate::telemetry::chain;
 
 pub use self::server::RaftService;
 pub use self::state_machine::{AppliedEntry, LoadError, News};
@@ -236,6 +237,7 @@ pub struct RaftNode {
     raft: Raft,
     metrics: WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>,
     applied: Arc<AppliedState>,
+    stores: Arc<applied_writer::Status>,
     peers: Peers,
     voting: Voting,
     clock: Mutex<LeaderClock>,
@@ -261,6 +263,7 @@ impl RaftNode {
             .await
             .map_err(|error| StartError::Raft(error.to_string()))??;
         let applied = state_machine.shared();
+        let stores = state_machine.writer().status();
         let log_storage = LogStorage::new(Arc::new(log), state_machine.writer());
         let raft_config = openraft_config(timing, &voting)
             .validate()
@@ -270,7 +273,8 @@ impl RaftNode {
             .map_err(|error| StartError::Raft(error.to_string()))?;
         let metrics = raft.metrics();
         let clock = Mutex::default();
-        let node = Arc::new(Self { id, voters, fingerprint, raft, metrics, applied, peers, voting, clock });
+        let node =
+            Arc::new(Self { id, voters, fingerprint, raft, metrics, applied, stores, peers, voting, clock });
         tokio::spawn(Arc::clone(&node).become_voter(timing.election_timeout_max));
         if node.voters.keys().next() == Some(&id) && node.is_new() {
             tokio::spawn(Arc::clone(&node).form_cluster());
@@ -293,7 +297,10 @@ impl RaftNode {
         loop {
             match &metrics.borrow_watched().running_state {
                 Err(openraft::errors::Fatal::Stopped) | Ok(()) => {}
-                Err(fatal) => return RaftFailed(fatal.to_string()),
+                Err(fatal) => {
+                    let store_failure = self.stores.failure().map(|error| chain(error).to_string());
+                    return RaftFailed(store_failure.unwrap_or_else(|| fatal.to_string()));
+                }
             }
             if metrics.changed().await.is_err() {
                 std::future::pending::<()>().await;

@@ -1,5 +1,6 @@
 //! What this node answers over gRPC: decode, delegate, encode. Raft's own service is in [`crate::raft`].
 
+pub mod handles;
 pub mod ops;
 
 use std::io;

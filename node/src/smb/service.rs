@@ -14,7 +14,7 @@ use std::time::Duration;
 use frame::{Database, NodeSlot, PageWriter, Reply, TdbError};
 use samba::Layout;
 use samba::tdb::Tdb;
-use statedb::{Command, Instance, NodeId, NodeState, OpenDescription, Outcome, Owner, Rejection, ShareName};
+use statedb::{Instance, NodeId, NodeState, OpenDescription, Owner, ShareName};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -28,11 +28,12 @@ use super::reconcile::{Reconciled, Reconciler};
 use super::tracker::Tracker;
 use crate::config::{Config, SambaConfig, Timing};
 use crate::lease::ServiceLease;
-use crate::proposer::{Proposer, RequestError};
+use crate::proposer::RequestError;
 use crate::raft::RaftNode;
+use crate::registration::{self, Registered};
 
-/// Between two attempts to register or to declare down, while there is no quorum or no leader.
-const RETRY_AFTER: Duration = Duration::from_millis(20);
+/// After an attempt to accept a connection that has failed.
+const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// How many ended instances are remembered, so that a process of one that is slow to die does not register it
 /// anew. Each takes a restart of `smbd`.
@@ -221,7 +222,7 @@ impl SmbService {
                 Err(error) => {
                     // Out of file descriptors, most likely. Others may be closed meanwhile.
                     error!(%error, "cannot accept a connection of smbd");
-                    tokio::time::sleep(RETRY_AFTER).await;
+                    tokio::time::sleep(ACCEPT_AGAIN_AFTER).await;
                 }
             }
         }
@@ -330,25 +331,11 @@ impl SmbService {
     }
 
     async fn register(self: &Arc<Self>, instance: Instance, main_process: u32) -> Option<Arc<Incarnation>> {
-        let command = Command::RegisterNode { node: self.node, instance };
-        let (log_id, outcome) = self.propose_until_answered(command).await?;
-        let (owner, first_sequence) = match outcome {
-            Outcome::Registered { incarnation, first_sequence } => {
-                (Owner { node: self.node, incarnation }, first_sequence)
-            }
-            Outcome::Rejected(rejection @ Rejection::Fenced { .. }) => {
-                warn!(%rejection, "an smbd that was declared down is still there, and is ended");
-                self.remember_ended(instance);
-                return None;
-            }
-            other => {
-                error!(outcome = %other, "smbd cannot be registered");
-                return None;
-            }
+        let Some(registered) = registration::register(&self.raft, self.node, instance).await else {
+            self.remember_ended(instance);
+            return None;
         };
-        self.raft.applied_through(log_id.index).await;
-        let ended = CancellationToken::new();
-        let proposer = Arc::new(Proposer::new(Arc::clone(&self.raft), owner, first_sequence, ended.clone()));
+        let Registered { owner, proposer, ended } = registered;
         let mine: Vec<OpenDescription> = self.raft.read(|state| {
             let mine = state.opens().filter(|open| open.holder() == Some(owner));
             mine.map(|open| open.description.clone()).collect()
@@ -392,10 +379,7 @@ impl SmbService {
                 warn!(incarnation = %owner.incarnation, "the last smbd process has ended, this node is down");
                 self.conclude(&incarnation);
                 // Nobody is left who could serve, so nothing has to be waited for.
-                let verdict = Command::NodeDown { node: owner.node, incarnation: owner.incarnation };
-                if let Some((_, outcome)) = self.propose_until_answered(verdict).await {
-                    info!(%outcome, "the cluster knows");
-                }
+                registration::declare_down(&self.raft, owner).await;
             }
             () = incarnation.ended.cancelled() => {
                 self.conclude(&incarnation);
@@ -432,18 +416,6 @@ impl SmbService {
             }
         });
         Ok(())
-    }
-
-    /// Asks until there is an answer; `None` when this process ends.
-    async fn propose_until_answered(&self, command: Command) -> Option<(statedb::LogId, Outcome)> {
-        loop {
-            match self.raft.propose(command.clone()).await {
-                Ok(answer) => return Some(answer),
-                Err(crate::raft::ProposeError::ShuttingDown) => return None,
-                Err(error) => debug!(%error, %command, "no definite answer yet, asking again"),
-            }
-            tokio::time::sleep(RETRY_AFTER).await;
-        }
     }
 
     fn remember_ended(&self, instance: Instance) {
