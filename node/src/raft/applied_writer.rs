@@ -13,6 +13,8 @@ use statedb::store::applied::{AppliedStore, Change, StoredRecord};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::telemetry::chain;
+
+/// How many batches may wait. A batch is what was applied in one go, up to [`super::APPLY_BATCH_MAX`]
 /// entries; beyond this, applying waits for the disk. Five thousand batches a second fit into [`GATHER_FOR`].
 const QUEUE_LEN: usize = 256;
 

@@ -37,7 +37,12 @@ fn fill_log(site: &Site, name_len: usize) -> BTreeSet<String> {
 fn assert_says_full(site: &Site, ended: &Ended, cause: &str) {
     assert!(!ended.success);
     ended.assert_no_panic();
-    assert_says(&ended.stderr, &["this node cannot go on", &site.data_dir.display().to_string(), cause]);
+    let data_dir = site.data_dir.display().to_string();
+    let error = ended.stderr.lines().last().unwrap_or_default();
+    assert_says(
+        error,
+        &["this node cannot go on", &data_dir, "make space there and start the node again", cause],
+    );
 }
 
 fn assert_all_there(site: &Site, acknowledged: &BTreeSet<String>) {
@@ -74,7 +79,11 @@ fn a_full_disk_ends_the_node_and_loses_nothing_that_was_acknowledged() {
     let ended = sidecar.wait_for_end();
     assert!(!ended.success);
     ended.assert_no_panic();
-    assert_says(&ended.stderr, &[&site.data_dir.display().to_string(), "No space left on device"]);
+    let data_dir = site.data_dir.display().to_string();
+    assert_says(
+        &ended.stderr,
+        &["cannot start on", &data_dir, "make space there", "No space left on device"],
+    );
 
     disk.make_space();
     let sidecar = run();

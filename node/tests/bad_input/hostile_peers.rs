@@ -138,7 +138,7 @@ async fn messages_that_make_no_sense_are_told_which_field() {
     assert_refused(peer.propose(propose(Some(short))).await, Code::InvalidArgument, &["instance", "3"]);
 
     let vote = pb::VoteRequest { envelope, vote: None, last_log_id: None };
-    assert_refused(peer.vote(vote.clone()).await, Code::InvalidArgument, &["vote"]);
+    assert_refused(peer.vote(vote).await, Code::InvalidArgument, &["vote"]);
     assert_refused(peer.pre_vote(vote).await, Code::InvalidArgument, &["vote"]);
     let keep_alive = pb::KeepAliveRequest { envelope, owner: None };
     assert_refused(peer.keep_alive(keep_alive).await, Code::InvalidArgument, &["owner"]);
@@ -155,6 +155,71 @@ async fn messages_that_make_no_sense_are_told_which_field() {
     let append = pb::AppendRequest { envelope, ..pb::AppendRequest::default() };
     let mut answers = peer.append(tokio_stream::iter([append])).await.expect("a stream").into_inner();
     assert!(!matches!(answers.message().await, Ok(Some(_))), "entries that make no sense are acknowledged");
+    node.assert_well();
+}
+
+/// What only a broken peer sends: a log that contradicts itself, or numbers at the end of their range.
+#[tokio::test]
+async fn entries_that_make_no_log_are_not_taken() {
+    let log_id = |index| storage::LogId { term: 1, index };
+    let blank = || storage::LogEntry { payload: Some(storage::log_entry::Payload::Blank(storage::Blank {})) };
+    let entry = |log_id| pb::Entry { log_id: Some(log_id), payload: Some(blank()) };
+    let sound = pb::AppendRequest {
+        envelope: None,
+        vote: Some(pb::Vote { term: 1, voted_for: 2, committed: true }),
+        prev_log_id: None,
+        entries: Vec::new(),
+        leader_commit: None,
+    };
+    let broken = [
+        ("a hole", pb::AppendRequest { entries: vec![entry(log_id(0)), entry(log_id(2))], ..sound.clone() }),
+        ("no beginning", pb::AppendRequest { entries: vec![entry(log_id(5))], ..sound.clone() }),
+        (
+            "a gap after what is before",
+            pb::AppendRequest {
+                prev_log_id: Some(log_id(3)),
+                entries: vec![entry(log_id(9))],
+                ..sound.clone()
+            },
+        ),
+        (
+            "an earlier term",
+            pb::AppendRequest {
+                entries: vec![entry(log_id(0)), entry(storage::LogId { term: 0, index: 1 })],
+                ..sound.clone()
+            },
+        ),
+        (
+            "a term after the leader's",
+            pb::AppendRequest { entries: vec![entry(storage::LogId { term: 2, index: 0 })], ..sound.clone() },
+        ),
+        (
+            "the last index",
+            pb::AppendRequest {
+                prev_log_id: Some(log_id(u64::MAX - 1)),
+                entries: vec![entry(log_id(u64::MAX))],
+                ..sound.clone()
+            },
+        ),
+        ("the last index before", pb::AppendRequest { prev_log_id: Some(log_id(u64::MAX)), ..sound.clone() }),
+        ("the last commit", pb::AppendRequest { leader_commit: Some(log_id(u64::MAX)), ..sound.clone() }),
+        (
+            "a vote that is not granted",
+            pb::AppendRequest {
+                vote: sound.vote.map(|vote| pb::Vote { committed: false, ..vote }),
+                ..sound.clone()
+            },
+        ),
+    ];
+    let mut node = Lonely::start();
+    let mut peer = node.peer().await;
+    for (what, request) in broken {
+        let request = pb::AppendRequest { envelope: Some(node.envelope()), ..request };
+        let mut answers = peer.append(tokio_stream::iter([request])).await.expect("a stream").into_inner();
+        let answer = answers.message().await;
+        assert!(!matches!(answer, Ok(Some(_))), "{what} is acknowledged: {answer:?}");
+        node.sidecar.assert_lives();
+    }
     node.assert_well();
 }
 

@@ -27,7 +27,7 @@ pub enum StoreError {
     },
 
     /// The operating system refused an operation.
-    #[error("cannot {operation} {}", path.display())]
+    #[error("cannot {operation} {}{}", path.display(), remedy(source))]
     Io {
         /// What was attempted, as a verb phrase.
         operation: &'static str,
@@ -97,5 +97,14 @@ impl StoreError {
     /// A store that is out of use.
     pub(super) fn stopped(path: &Path, reason: impl fmt::Display) -> Self {
         Self::Stopped { path: path.to_owned(), reason: reason.to_string() }
+    }
+}
+
+/// What to do about a failed operation, where that is certain.
+fn remedy(error: &io::Error) -> &'static str {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    match error.kind() {
+        StorageFull | QuotaExceeded | FileTooLarge => "; make space there and start the node again",
+        _ => "",
     }
 }
