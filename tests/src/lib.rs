@@ -8,6 +8,7 @@ pub mod proxy;
 pub mod samba;
 pub mod smb_client;
 pub mod smbtorture;
+pub mod stand_in;
 pub mod story;
 pub mod workload;
 

@@ -109,19 +109,14 @@ impl Story {
         for file in &self.files {
             let claim = file.promise.claim(&share).await;
             let id = file.promise.open.file_id().persistent;
-            files.push(Reclaimed { path: file.path, id, broken: claim.err().map(|broken| broken.what) });
+            files.push(Reclaimed {
+                path: file.path.to_owned(),
+                id,
+                broken: claim.err().map(|broken| broken.what),
+            });
         }
         let reclaimed = killed.elapsed();
-        let seen = watch.stop();
-        let after_kill = |moment: Option<Instant>| moment.map(|moment| moment.duration_since(killed));
-        Ok(Ending {
-            survivor,
-            new_leader: after_kill(seen.new_leader),
-            declared_down: after_kill(seen.declared_down),
-            let_in,
-            reclaimed,
-            files,
-        })
+        Ok(watch.ending(survivor, killed, let_in, reclaimed, files))
     }
 }
 
@@ -176,7 +171,7 @@ impl Ending {
 #[derive(Debug)]
 pub struct Reclaimed {
     /// Its path.
-    pub path: &'static str,
+    pub path: String,
     /// The open's persistent id, before and after.
     pub id: u64,
     /// What is missing or different; `None` if everything is as it was promised.
@@ -219,7 +214,7 @@ fn wishes() -> [(&'static str, &'static str, Wish); 3] {
 }
 
 /// Asks the survivor again and again, and notes when it first knew something.
-struct Watch {
+pub(crate) struct Watch {
     seen: Arc<Mutex<Seen>>,
     task: JoinHandle<()>,
 }
@@ -232,7 +227,7 @@ struct Seen {
 }
 
 impl Watch {
-    fn start(mut survivor: OpsClient<Channel>, victim: usize) -> Self {
+    pub(crate) fn start(mut survivor: OpsClient<Channel>, victim: usize) -> Self {
         let seen = Arc::new(Mutex::new(Seen::default()));
         let noted = Arc::clone(&seen);
         let victim = node_id(victim);
@@ -255,9 +250,26 @@ impl Watch {
         Self { seen, task }
     }
 
-    fn stop(self) -> Seen {
+    /// Stops watching, and puts what was seen together with what was measured since the kill.
+    pub(crate) fn ending(
+        self,
+        survivor: usize,
+        killed: Instant,
+        let_in: Duration,
+        reclaimed: Duration,
+        files: Vec<Reclaimed>,
+    ) -> Ending {
         self.task.abort();
-        *self.seen.lock().expect("nobody panics while holding it")
+        let Seen { new_leader, declared_down } = *self.seen.lock().expect("nobody panics while holding it");
+        let after_kill = |moment: Option<Instant>| moment.map(|moment| moment.duration_since(killed));
+        Ending {
+            survivor,
+            new_leader: after_kill(new_leader),
+            declared_down: after_kill(declared_down),
+            let_in,
+            reclaimed,
+            files,
+        }
     }
 }
 

@@ -3,10 +3,15 @@
 
 #![expect(clippy::print_stdout, reason = "to be read on a terminal is what a demo is for")]
 
-use std::{error::Error, fs, path::PathBuf, process::ExitCode};
+use std::{error::Error, fs, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::Parser;
-use harness::{samba::SambaTools, story::Story};
+use harness::{
+    cluster::node_id,
+    samba::SambaTools,
+    stand_in::StandInStory,
+    story::{Ending, Reclaimed, Story},
+};
 use serde_json::json;
 
 /// Kills the file server node that holds a client's open files, and shows that the client gets them back on
@@ -14,6 +19,9 @@ use serde_json::json;
 #[derive(Debug, Parser)]
 #[command(name = "demo")]
 struct Arguments {
+    /// Use the stand-in for smbd even if Samba is installed.
+    #[arg(long)]
+    stand_in: bool,
     /// Also write what happened, and when, as a JSON document.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -36,30 +44,25 @@ fn main() -> ExitCode {
         }
     });
     told.unwrap_or_else(|err| {
-        let causes = std::iter::successors(err.source(), |&err| err.source()).map(|err| format!(": {err}"));
-        eprintln!("demo: {err}{}", causes.collect::<String>());
+        eprintln!("demo: {}", node::telemetry::chain(err.as_ref()));
         ExitCode::FAILURE
     })
 }
 
 async fn tell(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
-    let tools = SambaTools::find()?;
-    println!(
-        "Three nodes on loopback, each a sidecar beside a real smbd {}.",
-        tools.version().unwrap_or_default()
-    );
     let program = std::env::current_exe()?;
-    let mut story = Story::begin(program, tools).await?;
-    println!("  node {} leads the Raft group; a client opens its files there:\n", story.victim());
-    for file in story.files() {
-        println!("    {:<12} {}", file.path, file.granted);
-    }
-
-    println!("\nSIGKILL to node {}: smbd, its children and the sidecar, all at once.", story.victim());
-    let ending = story.kill_and_reclaim().await?;
-    println!("The client turns to node {}:\n", ending.survivor);
+    let (victim, ending) = match SambaTools::find() {
+        _ if arguments.stand_in => without_samba(program).await?,
+        Ok(tools) => with_samba(program, tools).await?,
+        Err(missing) => {
+            println!("No Samba here, so a stand-in for smbd tells the story over gRPC.");
+            println!("For the real one: {missing}.\n");
+            without_samba(program).await?
+        }
+    };
+    println!("The client turns to node {}:\n", node_id(ending.survivor));
     for (phase, after) in ending.phases() {
-        println!("    {:>7.1} ms  {phase}", after.as_secs_f64() * 1000.0);
+        println!("    {:>7.1} ms  {phase}", milliseconds(after));
     }
     println!();
     for file in &ending.files {
@@ -68,26 +71,52 @@ async fn tell(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
             Some(what) => println!("    {:<12} LOST: {what}", file.path),
         }
     }
-
     if let Some(path) = &arguments.json {
-        let phases: serde_json::Map<_, _> = ending
-            .phases()
-            .map(|(phase, after)| (phase.to_owned(), json!(after.as_secs_f64() * 1000.0)))
-            .collect();
-        let files: Vec<_> = ending
-            .files
-            .iter()
-            .map(|file| json!({ "path": file.path, "persistent_id": file.id, "kept": file.broken.is_none(), "broken": file.broken }))
-            .collect();
-        let document = json!({
-            "victim": story.victim(),
-            "survivor": ending.survivor,
-            "milliseconds_after_kill": phases,
-            "files": files,
-        });
-        fs::write(path, format!("{document:#}\n"))?;
+        fs::write(path, format!("{:#}\n", document(victim, &ending)))?;
     }
     let lost = ending.files.iter().filter(|file| file.broken.is_some()).count();
     println!("\n{} of {} handles survived their node.", ending.files.len() - lost, ending.files.len());
     Ok(if lost == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn with_samba(program: PathBuf, tools: SambaTools) -> Result<(usize, Ending), Box<dyn Error>> {
+    let version = tools.version().unwrap_or_default();
+    println!("Three nodes on loopback, each a sidecar beside a real smbd {version}.");
+    let mut story = Story::begin(program, tools).await?;
+    let victim = story.victim();
+    before_the_kill(victim, story.files().iter().map(|file| (file.path, file.granted)));
+    Ok((victim, story.kill_and_reclaim().await?))
+}
+
+async fn without_samba(program: PathBuf) -> Result<(usize, Ending), Box<dyn Error>> {
+    println!("Three nodes on loopback, each a sidecar beside a stand-in.");
+    let story = StandInStory::begin(program).await?;
+    let (victim, files) = (story.victim(), story.files());
+    before_the_kill(victim, files.iter().map(|(path, granted)| (path.as_str(), granted.as_str())));
+    Ok((victim, story.kill_and_reclaim().await?))
+}
+
+fn before_the_kill<'a>(victim: usize, files: impl Iterator<Item = (&'a str, &'a str)>) {
+    let victim = node_id(victim);
+    println!("  node {victim} leads the Raft group; a client opens its files there:\n");
+    for (path, granted) in files {
+        println!("    {path:<12} {granted}");
+    }
+    println!("\nSIGKILL to node {victim}: its SMB service and its sidecar, all at once.");
+}
+
+fn document(victim: usize, ending: &Ending) -> serde_json::Value {
+    let phases: serde_json::Map<_, _> =
+        ending.phases().map(|(phase, after)| (phase.to_owned(), json!(milliseconds(after)))).collect();
+    let file = |file: &Reclaimed| json!({ "path": file.path, "persistent_id": file.id, "kept": file.broken.is_none(), "broken": file.broken });
+    json!({
+        "victim": node_id(victim),
+        "survivor": node_id(ending.survivor),
+        "milliseconds_after_kill": phases,
+        "files": ending.files.iter().map(file).collect::<Vec<_>>(),
+    })
+}
+
+fn milliseconds(length: Duration) -> f64 {
+    length.as_secs_f64() * 1000.0
 }
