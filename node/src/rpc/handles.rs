@@ -11,7 +11,7 @@ use proto::pb::handles::v1 as pb;
 use proto::pb::handles::v1::attach_event::Event;
 use proto::pb::handles::v1::handles_server::{Handles, HandlesServer};
 use statedb::{Instance, NodeId, Owner, Request as SmbRequest};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedMutexGuard, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
@@ -34,8 +34,12 @@ pub struct HandlesService {
     node: NodeId,
     /// False beside a Samba: a node has one SMB service.
     accepts: bool,
+    /// Taken from the attempt to attach to the end of the incarnation: there is one SMB server at a time.
+    place: Arc<Place>,
     attached: Arc<Mutex<Option<Attached>>>,
 }
+
+type Place = tokio::sync::Mutex<()>;
 
 /// The SMB server that is attached.
 #[derive(Debug)]
@@ -49,7 +53,7 @@ impl HandlesService {
     /// A service of `node`. With `accepts` false every server is turned away.
     #[must_use]
     pub fn new(raft: Arc<RaftNode>, lease: Arc<ServiceLease>, node: NodeId, accepts: bool) -> Self {
-        Self { raft, lease, node, accepts, attached: Arc::default() }
+        Self { raft, lease, node, accepts, place: Arc::default(), attached: Arc::default() }
     }
 
     /// To be added to a gRPC server.
@@ -66,10 +70,18 @@ impl HandlesService {
     }
 
     /// One incarnation from its registration to its end. `events` leads to the SMB server.
-    async fn serve(self, instance: Instance, events: mpsc::Sender<Result<pb::AttachEvent, Status>>) {
-        let Some(Registered { owner, proposer, ended }) =
-            registration::register(&self.raft, self.node, instance).await
-        else {
+    async fn serve(
+        self,
+        instance: Instance,
+        events: mpsc::Sender<Result<pb::AttachEvent, Status>>,
+        place: OwnedMutexGuard<()>,
+    ) {
+        let registered = tokio::select! {
+            registered = registration::register(&self.raft, self.node, instance) => registered,
+            // Without a quorum that takes for ever. If it is registered after all, nobody keeps it alive.
+            () = events.closed() => return,
+        };
+        let Some(Registered { owner, proposer, ended }) = registered else {
             let _ = events.send(event(Event::Fenced(pb::Fenced {}))).await;
             return;
         };
@@ -83,6 +95,7 @@ impl HandlesService {
         ended.cancel();
         self.lease.end(owner);
         *self.attached() = None;
+        drop(place);
         warn!(incarnation = %owner.incarnation, "the SMB server is gone");
         registration::declare_down(&self.raft, owner).await;
     }
@@ -158,11 +171,11 @@ impl Handles for HandlesService {
                 .try_into()
                 .map_err(|_| Status::invalid_argument("instance: must have 16 bytes"))?,
         );
-        if self.attached().is_some() {
-            return Err(Status::failed_precondition("an SMB server is attached to this sidecar already"));
-        }
+        let place = Arc::clone(&self.place).try_lock_owned().map_err(|_| {
+            Status::failed_precondition("an SMB server is attached to this sidecar already, or about to be")
+        })?;
         let (sender, receiver) = mpsc::channel(EVENTS_LEN);
-        tokio::spawn(self.clone().serve(instance, sender));
+        tokio::spawn(self.clone().serve(instance, sender, place));
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 

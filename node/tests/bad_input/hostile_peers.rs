@@ -3,9 +3,11 @@
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use node::config::Config;
+use proto::pb::handles::v1 as handles;
+use proto::pb::handles::v1::handles_client::HandlesClient;
 use proto::pb::raft::v1 as pb;
 use proto::pb::raft::v1::raft_client::RaftClient;
 use proto::pb::storage::v1 as storage;
@@ -37,8 +39,7 @@ impl Lonely {
     }
 
     async fn peer(&self) -> RaftClient<Channel> {
-        let endpoint = Endpoint::from_shared(format!("http://{}", self.site.address())).expect("an address");
-        RaftClient::new(endpoint.timeout(PATIENCE).connect().await.expect("it listens"))
+        RaftClient::new(connect(&self.site).await)
     }
 
     /// As node 2 would write it.
@@ -52,6 +53,11 @@ impl Lonely {
         assert_eq!(self.site.status()["node_id"], 1);
         self.sidecar.stop();
     }
+}
+
+async fn connect(site: &Site) -> Channel {
+    let endpoint = Endpoint::from_shared(format!("http://{}", site.address())).expect("an address");
+    endpoint.timeout(PATIENCE).connect().await.expect("it listens")
 }
 
 #[track_caller]
@@ -221,6 +227,78 @@ async fn entries_that_make_no_log_are_not_taken() {
         node.sidecar.assert_lives();
     }
     node.assert_well();
+}
+
+// Waiting for the log blocks a thread, and the connection needs one to end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_smb_server_that_asks_nonsense_is_told_what_is_wrong() {
+    let site = Site::alone();
+    let mut sidecar = Sidecar::spawn(site.run());
+    sidecar.wait_for_log("a new cluster is formed");
+    let mut client = HandlesClient::new(connect(&site).await);
+
+    let short = handles::AttachRequest { instance: vec![1, 2, 3] };
+    assert_refused(client.attach(short).await, Code::InvalidArgument, &["instance", "16 bytes"]);
+    let nothing = handles::AskRequest { incarnation: 1, what: None };
+    assert_refused(
+        client.ask(nothing.clone()).await,
+        Code::FailedPrecondition,
+        &["not attached", "stop serving"],
+    );
+
+    let mut events = client.attach(attach(1)).await.expect("a stream").into_inner();
+    let event = events.message().await.expect("an event").and_then(|event| event.event);
+    let Some(handles::attach_event::Event::Attached(attached)) = event else { panic!("{event:?}") };
+    assert_refused(
+        client.attach(attach(2)).await,
+        Code::FailedPrecondition,
+        &["attached to this sidecar already"],
+    );
+    let stranger = handles::AskRequest { incarnation: attached.incarnation + 1, what: None };
+    assert_refused(client.ask(stranger).await, Code::FailedPrecondition, &["not attached"]);
+    let nothing = handles::AskRequest { incarnation: attached.incarnation, ..nothing };
+    assert_refused(client.ask(nothing).await, Code::InvalidArgument, &["what"]);
+    let empty = Some(storage::FromSmbNode::default());
+    let empty = handles::AskRequest { incarnation: attached.incarnation, what: empty };
+    assert_refused(client.ask(empty).await, Code::InvalidArgument, &["FromSmbNode.request"]);
+
+    // Its place is free when it is gone.
+    drop(events);
+    sidecar.wait_for_log("the SMB server is gone");
+    client.attach(attach(2)).await.expect("a stream");
+    sidecar.assert_lives();
+}
+
+#[tokio::test]
+async fn one_smb_server_waits_for_a_quorum_and_no_crowd() {
+    let node = Lonely::start();
+    let mut client = HandlesClient::new(connect(&node.site).await);
+    let waiting = client.attach(attach(1)).await.expect("a stream");
+    assert_refused(client.attach(attach(2)).await, Code::FailedPrecondition, &["or about to be"]);
+    drop(waiting);
+    // Nobody says when the first one is forgotten.
+    let deadline = Instant::now() + PATIENCE;
+    while client.attach(attach(2)).await.is_err() {
+        assert!(Instant::now() < deadline, "the place is not given up");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    node.assert_well();
+}
+
+#[tokio::test]
+async fn a_sidecar_of_a_samba_turns_other_smb_servers_away() {
+    let Some(site) = Site::with_scripted_samba() else { return };
+    let _sidecar = site.start();
+    let mut client = HandlesClient::new(connect(&site).await);
+    assert_refused(
+        client.attach(attach(1)).await,
+        Code::FailedPrecondition,
+        &["[samba]", "a sidecar of its own"],
+    );
+}
+
+fn attach(start: u8) -> handles::AttachRequest {
+    handles::AttachRequest { instance: vec![start; 16] }
 }
 
 #[tokio::test]
