@@ -18,8 +18,9 @@ use crate::telemetry::chain;
 /// entries; beyond this, applying waits for the disk. Five thousand batches a second fit into [`GATHER_FOR`].
 const QUEUE_LEN: usize = 256;
 
-/// How long changes are gathered before they are written together. A record that changes often is written once, and
-/// the disk and the processor are left to the log, for which clients wait. A restart replays that much more of it.
+/// How long changes are gathered before they are written together. A record that changes often is written
+/// once, and the disk and the processor are left to the log, for which clients wait. A restart replays that
+/// much more of it.
 const GATHER_FOR: Duration = Duration::from_millis(50);
 
 /// Hands work to the thread. Cloneable; the thread ends with the last of them.
@@ -44,7 +45,8 @@ impl Status {
         self.failure.get()
     }
 
-    /// The log has failed, and so the copy is not written any further either. Returns the error as Raft takes it.
+    /// The log has failed, and so the copy is not written any further either. Returns the error as Raft
+    /// takes it.
     pub(super) fn log_failed(&self, error: StoreError) -> io::Error {
         let _ = self.failure.set(error.clone());
         io::Error::other(error)

@@ -166,8 +166,8 @@ pub(super) fn append_request_from_pb(
     Ok(request)
 }
 
-/// Refuses what no leader says. Raft believes its peers, and a store that is asked for a log with a hole stops the
-/// node.
+/// Refuses what no leader says. Raft believes its peers, and a store that is asked for a log with a hole stops
+/// the node.
 fn check_append_request(request: &AppendEntriesRequest<TypeConfig>) -> Result<(), WireError> {
     const MESSAGE: &str = "AppendRequest";
     if !request.vote.committed {

@@ -408,8 +408,8 @@ impl RaftNode {
         }
     }
 
-    /// Has the leader propose a command, here or elsewhere, and waits for its outcome: at most two seconds for
-    /// a leader, and as long for the outcome.
+    /// Has the leader propose a command, here or elsewhere, and waits for its outcome: at most two seconds
+    /// for a leader, and as long for the outcome.
     ///
     /// # Errors
     ///
@@ -641,8 +641,8 @@ impl RaftNode {
 
 /// Up to where entries are known to be committed, if that is everything that ever was.
 ///
-/// A leader knows that as soon as an entry of its own term is committed: whatever was before is in its log and
-/// committed with it. A commit index of an earlier term may be behind.
+/// A leader knows that as soon as an entry of its own term is committed: whatever was before is in its log
+/// and committed with it. A commit index of an earlier term may be behind.
 fn committed_by_leader(metrics: &RaftMetrics<TypeConfig>) -> Option<u64> {
     metrics.current_leader?;
     let committed = metrics.cluster_committed?;

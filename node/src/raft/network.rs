@@ -29,8 +29,8 @@ use super::state_machine::SnapshotRecords;
 use super::types::{TypeConfig, Vote};
 use super::{MESSAGE_LEN_MAX, RaftTiming, StartError};
 
-/// Records in one message of a snapshot. The largest are opens of 64 KiB, and nodes with all the answers that they
-/// may keep, less than twice that: all of them together stay below [`MESSAGE_LEN_MAX`].
+/// Records in one message of a snapshot. The largest are opens of 64 KiB, and nodes with all the answers that
+/// they may keep, less than twice that: all of them together stay below [`MESSAGE_LEN_MAX`].
 const SNAPSHOT_CHUNK_RECORDS: usize = 32;
 
 /// The peers of this node, and how to reach them.

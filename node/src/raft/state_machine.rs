@@ -98,8 +98,9 @@ pub enum LoadError {
     },
     /// The stored state is older than the beginning of the log: what lies between is lost.
     #[error(
-        "the stored state in {path} is damaged: it ends before entry {log_begins}, with which the log begins; move \
-         the node's data directory away and start the node with an empty one: it will be rebuilt from its peers"
+        "the stored state in {path} is damaged: it ends before entry {log_begins}, with which the log begins; \
+         move the node's data directory away and start the node with an empty one: it will be rebuilt from its \
+         peers"
     )]
     Gap {
         /// The directory.
@@ -114,7 +115,7 @@ pub enum LoadError {
 
 impl AppliedState {
     pub(super) fn read<T>(&self, read: impl FnOnce(&State) -> T) -> T {
-        // A panic while applying takes Raft down with it; until that is noticed, what was there is still true.
+        // A panic while applying takes Raft down with it; until that is noticed, what was there is true.
         read(&self.machine.read().unwrap_or_else(PoisonError::into_inner).state)
     }
 

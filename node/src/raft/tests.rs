@@ -431,8 +431,9 @@ fn a_full_disk_ends_the_node_with_a_message() {
     // The shell counts in blocks of 512 or 1024 bytes. sled's file begins with half a megabyte.
     let child = std::process::Command::new("sh")
         .arg("-c")
-        .arg("trap '' XFSZ; ulimit -f 1100; exec \"$0\" --ignored --exact --nocapture raft::tests::child_that_proposes_until_it_fails")
+        .arg("trap '' XFSZ; ulimit -f 1100; exec \"$0\" --ignored --exact --nocapture \"$1\"")
         .arg(std::env::current_exe().expect("this test binary"))
+        .arg("raft::tests::child_that_proposes_until_it_fails")
         .output()
         .expect("it ends by itself");
     let text = String::from_utf8_lossy(&child.stderr);

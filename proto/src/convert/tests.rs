@@ -352,8 +352,8 @@ fn samples() -> (Named<Command>, Named<Outcome>, Named<Record>) {
     (commands, outcomes, records)
 }
 
-/// The bytes of every stored message as format version 1 wrote them. `UPDATE=1 cargo test` writes the files anew,
-/// which is right only before a release.
+/// The bytes of every stored message as format version 1 wrote them. `UPDATE=1 cargo test` writes the files
+/// anew, which is right only before a release.
 #[test]
 fn what_a_release_has_stored_is_still_read() {
     fn check<M, T>(message: &'static str, samples: Vec<(&str, T)>)

@@ -39,8 +39,8 @@ pub enum StoreError {
 
     /// Another process uses the directory.
     #[error(
-        "{} is in use by another process; stop the other node that has this data directory, or give this one a \
-         directory of its own",
+        "{} is in use by another process; stop the other node that has this data directory, or give this \
+         one a directory of its own",
         path.display()
     )]
     Locked {
@@ -50,7 +50,8 @@ pub enum StoreError {
 
     /// The directory was written by a release whose format this one does not know.
     #[error(
-        "{} has format version {found}, this release reads version {supported}; run the release that wrote it",
+        "{} has format version {found}, this release reads version {supported}; run the release that wrote \
+         it",
         path.display()
     )]
     UnknownVersion {

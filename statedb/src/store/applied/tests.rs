@@ -225,7 +225,7 @@ fn sigkill_leaves_a_state_that_was() {
         assert!(applied >= newest, "{applied:?} after {newest:?}");
         newest = applied;
     }
-    assert!(newest > Some(100), "it was busy when it was killed: {newest:?}");
+    assert!(newest > Some(20), "it was busy when it was killed: {newest:?}");
 }
 
 #[test]

@@ -292,7 +292,7 @@ fn sigkill_loses_nothing_that_was_acknowledged() {
         assert_eq!(found, (0..found.len() as u64).collect::<Vec<_>>(), "without a hole");
         assert!(found.last().copied() >= acknowledged, "{acknowledged:?} was acknowledged");
     }
-    assert!(acknowledged > Some(100), "it was busy when it was killed: {acknowledged:?}");
+    assert!(acknowledged > Some(20), "it was busy when it was killed: {acknowledged:?}");
 }
 
 #[test]
