@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use proto::pb::ops::v1::StatusRequest;
 use proto::pb::ops::v1::ops_client::OpsClient;
 use statedb::NodeId;
@@ -12,7 +13,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Endpoint, Server};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::config::Config;
 use crate::lease::ServiceLease;
@@ -34,11 +35,21 @@ const SHUTDOWN_WITHIN: Duration = Duration::from_secs(2);
 ///
 /// If it cannot start, or cannot go on: with what failed and what to do.
 pub fn run(config: Config) -> anyhow::Result<()> {
+    allow_all_descriptors();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(run_until_stopped(Arc::new(config)));
     // Whatever still blocks a thread does not keep a process that is done.
     runtime.shutdown_timeout(SHUTDOWN_WITHIN);
     result
+}
+
+/// Every `smbd` process takes two file descriptors here, and the limit that a shell gives is usually 1024.
+fn allow_all_descriptors() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        warn!(%error, "the limit of open files stays as it is; a large SMB service may meet it");
+    }
 }
 
 async fn run_until_stopped(config: Arc<Config>) -> anyhow::Result<()> {
@@ -108,9 +119,9 @@ async fn run_until_stopped(config: Arc<Config>) -> anyhow::Result<()> {
         },
     };
     stop.cancel();
-    match &ended {
-        Ok(reason) => info!(reason, "holdfast ends"),
-        Err(error) => error!(error = format!("{error:#}"), "holdfast ends"),
+    // An error is told by whoever called this.
+    if let Ok(reason) = &ended {
+        info!(reason, "holdfast ends");
     }
     raft.shutdown().await;
     if tokio::time::timeout(SHUTDOWN_WITHIN, serving).await.is_err() {

@@ -162,11 +162,7 @@ fn stranger() {
 fn connections_that_say_nothing_keep_nobody_out() {
     let Some(site) = Site::with_scripted_samba() else { return };
     // Fewer descriptors than there will be connections.
-    let mut command = Command::new("sh");
-    command.args(["-c", "ulimit -n 512 && exec \"$0\" run --config \"$1\"", env!("CARGO_BIN_EXE_holdfast")]);
-    command.arg(site.config());
-    site.prefer_scripts(&mut command);
-    let mut sidecar = Sidecar::spawn(command);
+    let mut sidecar = Sidecar::spawn(site.run_after("ulimit -n 512"));
     sidecar.wait_for_log("waiting for smbd");
 
     let began = Instant::now();
@@ -187,4 +183,14 @@ fn connections_that_say_nothing_keep_nobody_out() {
     assert_closed(&mut silent[0], "silence");
     drop(silent);
     sidecar.stop();
+}
+
+#[test]
+fn a_soft_limit_of_open_files_does_not_limit_the_smb_service() {
+    let Some(site) = Site::with_scripted_samba() else { return };
+    let mut sidecar = Sidecar::spawn(site.run_after("ulimit -Sn 64"));
+    sidecar.wait_for_log("waiting for smbd");
+    let welcome: Vec<_> = (0..100).map(|_| Smbd::welcome(&site.run_dir)).collect();
+    assert_serves(&mut sidecar, &site);
+    drop(welcome);
 }

@@ -322,10 +322,7 @@ async fn a_message_beyond_every_limit_is_refused_before_it_is_held() {
 #[test]
 fn connections_that_use_up_the_descriptors_are_said_and_survived() {
     let site = Site::alone();
-    let mut command = std::process::Command::new("sh");
-    command.args(["-c", "ulimit -n 128 && exec \"$0\" run --config \"$1\"", env!("CARGO_BIN_EXE_holdfast")]);
-    command.arg(site.config());
-    let mut sidecar = Sidecar::spawn(command);
+    let mut sidecar = Sidecar::spawn(site.run_after("ulimit -n 128"));
     sidecar.wait_for_log("a new cluster is formed");
     let mut silent = Vec::new();
     let exhausted = "cannot accept a connection of a peer or an operator error=Too many open files";

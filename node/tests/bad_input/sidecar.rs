@@ -133,8 +133,17 @@ impl Site {
         command
     }
 
+    /// The same after some shell, such as `ulimit`.
+    pub(crate) fn run_after(&self, shell: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(format!("{shell}; exec \"$0\" run --config \"$1\""));
+        command.arg(env!("CARGO_BIN_EXE_holdfast")).arg(self.config());
+        self.prefer_scripts(&mut command);
+        command
+    }
+
     /// Lets a command find the scripts of this site before the programs of the machine.
-    pub(crate) fn prefer_scripts(&self, command: &mut Command) {
+    fn prefer_scripts(&self, command: &mut Command) {
         let path = std::env::var("PATH").unwrap_or_default();
         command.env("PATH", format!("{}:{path}", self.dir.path().display()));
     }
