@@ -12,8 +12,8 @@ use frame::{Database, RecordKey, Reply, TdbError};
 use samba::records::{Holder, OpenGlobal};
 use samba::{Capture as Captured, Change as Changed, ImageError, OpenImage};
 use statedb::{
-    DurableFileId, FileKey, OpenDescription, OpenState, Outcome, Reclaim, Rejection, Request, ServingNode,
-    ShareName,
+    DurableFileId, FileKey, Open, OpenDescription, OpenState, Outcome, Reclaim, Rejection, Request,
+    ServingNode, ShareName,
 };
 use tokio::sync::{Mutex, MutexGuard as AsyncMutexGuard};
 use tracing::{debug, error, info, warn};
@@ -35,6 +35,9 @@ const STRIPES: usize = 64;
 /// How often an open may say what it needs before it is not believed any more: share modes and locks, then the
 /// lease, then nothing.
 const NEEDS_MAX: usize = 3;
+
+/// Stands for a process of which nothing is known but that it has an open. No process has this id.
+const UNKNOWN_PROCESS: u32 = 0;
 
 /// Turns changes of records into requests.
 #[derive(Debug)]
@@ -104,12 +107,17 @@ impl Capture {
         tracker: Arc<Tracker>,
         gate: Arc<Gate>,
         settings: Arc<Settings>,
-        opens: Vec<OpenDescription>,
+        opens: Vec<Open>,
     ) -> Self {
         let mut local = LocalOpens::default();
-        for description in opens {
-            let holder = OpenImage::decode(&description.image).map(|image| image.holder());
-            let process = holder.ok().and_then(process_of);
+        for Open { description, state } in opens {
+            // Whether a client has the open is the cluster's to say; an image may be older than the last reclaim.
+            let process = match state {
+                OpenState::Connected { .. } => {
+                    Some(process_in_image(&description).unwrap_or(UNKNOWN_PROCESS))
+                }
+                OpenState::Disconnected { .. } => None,
+            };
             local.insert(LocalOpen { description, process });
         }
         let stripes = std::array::from_fn(|_| Mutex::new(()));
@@ -468,6 +476,11 @@ impl Capture {
 /// Inode numbers of files that are made together follow each other, and so are spread over the stripes.
 fn stripe_of(file: FileKey) -> usize {
     usize::try_from(file.inode % STRIPES as u64).expect("it is less than STRIPES")
+}
+
+/// The process that had an open when its image was taken.
+fn process_in_image(description: &OpenDescription) -> Option<u32> {
+    OpenImage::decode(&description.image).ok().and_then(|image| process_of(image.holder()))
 }
 
 fn process_of(holder: Holder) -> Option<u32> {

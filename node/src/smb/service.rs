@@ -14,7 +14,7 @@ use std::time::Duration;
 use frame::{Database, NodeSlot, PageWriter, Reply, TdbError};
 use samba::Layout;
 use samba::tdb::Tdb;
-use statedb::{Instance, NodeId, NodeState, OpenDescription, Owner, ShareName};
+use statedb::{Instance, NodeId, NodeState, Open, Owner, ShareName};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -336,10 +336,9 @@ impl SmbService {
             return None;
         };
         let Registered { owner, proposer, ended } = registered;
-        let mine: Vec<OpenDescription> = self.raft.read(|state| {
-            let mine = state.opens().filter(|open| open.holder() == Some(owner));
-            mine.map(|open| open.description.clone()).collect()
-        });
+        let mine: Vec<Open> = self
+            .raft
+            .read(|state| state.opens().filter(|open| open.holder() == Some(owner)).cloned().collect());
         info!(incarnation = %owner.incarnation, opens = mine.len(), "smbd is registered");
         let gate = Arc::new(Gate::new(Arc::clone(&proposer), self.reconciled.clone(), self.verdict_within()));
         let incarnation = Arc::new(Incarnation {
