@@ -234,6 +234,7 @@ pub struct RaftNode {
     id: u64,
     voters: BTreeMap<u64, String>,
     fingerprint: u64,
+    limits: Limits,
     raft: Raft,
     metrics: WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>,
     applied: Arc<AppliedState>,
@@ -273,8 +274,19 @@ impl RaftNode {
             .map_err(|error| StartError::Raft(error.to_string()))?;
         let metrics = raft.metrics();
         let clock = Mutex::default();
-        let node =
-            Arc::new(Self { id, voters, fingerprint, raft, metrics, applied, stores, peers, voting, clock });
+        let node = Arc::new(Self {
+            id,
+            voters,
+            fingerprint,
+            limits,
+            raft,
+            metrics,
+            applied,
+            stores,
+            peers,
+            voting,
+            clock,
+        });
         tokio::spawn(Arc::clone(&node).become_voter(timing.election_timeout_max));
         if node.voters.keys().next() == Some(&id) && node.is_new() {
             tokio::spawn(Arc::clone(&node).form_cluster());

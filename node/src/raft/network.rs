@@ -25,7 +25,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 use super::convert;
-use super::state_machine::SnapshotRecords;
+use super::state_machine::SnapshotState;
 use super::types::{TypeConfig, Vote};
 use super::{MESSAGE_LEN_MAX, RaftTiming, StartError};
 
@@ -196,7 +196,7 @@ pub(super) async fn within<T>(
 }
 
 impl RaftNetworkV2<TypeConfig> for Connection {
-    type SnapshotData = SnapshotRecords;
+    type SnapshotData = SnapshotState;
 
     async fn append_entries(
         &mut self,
@@ -268,12 +268,13 @@ impl RaftNetworkV2<TypeConfig> for Connection {
     async fn full_snapshot(
         &mut self,
         vote: Vote,
-        snapshot: SnapshotOf<TypeConfig, SnapshotRecords>,
+        snapshot: SnapshotOf<TypeConfig, SnapshotState>,
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let mut peer = self.peer()?;
-        let SnapshotRecords(records) = snapshot.snapshot;
+        let SnapshotState(state) = snapshot.snapshot;
+        let records: Vec<_> = state.records().collect();
         let head = pb::SnapshotHead {
             envelope: Some(peer.envelope),
             vote: Some(convert::vote_to_pb(&vote)),

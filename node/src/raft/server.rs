@@ -11,13 +11,14 @@ use proto::WireError;
 use proto::convert::required;
 use proto::pb::raft::v1 as pb;
 use proto::pb::raft::v1::raft_server::{Raft, RaftServer};
-use statedb::{Command, Owner, Record};
+use proto::pb::storage::v1 as stored;
+use statedb::{Command, Owner, Record, State};
 use tonic::{Request, Response, Status, Streaming};
 use tracing::warn;
 
 use super::convert;
-use super::state_machine::SnapshotRecords;
-use super::types::TypeConfig;
+use super::state_machine::SnapshotState;
+use super::types::{StoredMembership, TypeConfig};
 use super::{MESSAGE_LEN_MAX, ProposeError, RaftNode};
 use crate::liveness::Answer;
 
@@ -58,6 +59,31 @@ impl RaftService {
         self.check(request.envelope)?;
         let vote = convert::vote_from_pb("VoteRequest", request.vote).map_err(invalid)?;
         Ok(VoteRequest::new(vote, request.last_log_id.map(convert::log_id_from_pb)))
+    }
+
+    /// The state that came, if it is one and the one that was announced.
+    fn snapshot(
+        &self,
+        last_log_id: Option<stored::LogId>,
+        last_membership: StoredMembership,
+        records: Vec<Record>,
+    ) -> Result<SnapshotOf<TypeConfig, SnapshotState>, WireError> {
+        let state = State::from_records(self.node.limits, records)
+            .map_err(|error| WireError::invalid("SnapshotChunk", "records", error.to_string()))?;
+        let applied = state.applied();
+        if applied != last_log_id.map(Into::into) {
+            let found = format!("{last_log_id:?} where the records are of {applied:?}");
+            return Err(WireError::invalid("SnapshotHead", "last_log_id", found));
+        }
+        if applied.is_some_and(|applied| applied.index == u64::MAX) {
+            return Err(WireError::invalid(
+                "SnapshotHead",
+                "last_log_id",
+                "there is nothing after this index",
+            ));
+        }
+        let meta = SnapshotMeta { last_log_id: last_log_id.map(convert::log_id_from_pb), last_membership };
+        Ok(SnapshotOf::<TypeConfig, _> { meta, snapshot: SnapshotState(state) })
     }
 
     /// The answer of a node that must not vote yet: no to whoever asks, without promising anything.
@@ -203,11 +229,7 @@ impl Raft for RaftService {
                 }
             }
         }
-        let meta = SnapshotMeta {
-            last_log_id: head.last_log_id.map(convert::log_id_from_pb),
-            last_membership: membership,
-        };
-        let snapshot = SnapshotOf::<TypeConfig, _> { meta, snapshot: SnapshotRecords(records) };
+        let snapshot = self.snapshot(head.last_log_id, membership, records).map_err(invalid)?;
         let response = self.node.raft.install_full_snapshot(vote, snapshot).await.map_err(stopped)?;
         Ok(Response::new(pb::SnapshotResponse { vote: Some(convert::vote_to_pb(&response.vote)) }))
     }

@@ -142,7 +142,6 @@ impl AppliedState {
 pub(super) struct StateMachine {
     shared: Arc<AppliedState>,
     writer: AppliedWriter,
-    limits: Limits,
 }
 
 impl StateMachine {
@@ -167,7 +166,7 @@ impl StateMachine {
             applied: watch::Sender::new(applied),
             news: broadcast::Sender::new(NEWS_LEN),
         };
-        Ok(Self { shared: Arc::new(shared), writer, limits })
+        Ok(Self { shared: Arc::new(shared), writer })
     }
 
     pub(super) fn shared(&self) -> Arc<AppliedState> {
@@ -178,18 +177,19 @@ impl StateMachine {
         self.writer.clone()
     }
 
-    fn snapshot(&self) -> SnapshotOf<TypeConfig, SnapshotRecords> {
+    fn snapshot(&self) -> SnapshotOf<TypeConfig, SnapshotState> {
         let machine = self.shared.machine.read().unwrap_or_else(PoisonError::into_inner);
         SnapshotOf::<TypeConfig, _> {
             meta: machine.snapshot_meta(),
-            snapshot: SnapshotRecords(machine.state.records().collect()),
+            snapshot: SnapshotState(machine.state.clone()),
         }
     }
 }
 
-/// A whole state on its way: every record, in the order of the tables.
+/// A whole state on its way. What came from a peer was made a state, and checked, when it came: Raft ends a node whose
+/// state machine cannot install what it is given.
 #[derive(Clone, Debug)]
-pub(super) struct SnapshotRecords(pub(super) Vec<Record>);
+pub(super) struct SnapshotState(pub(super) State);
 
 impl Machine {
     fn decode(applied: Applied, limits: Limits) -> Result<Self, DecodeError> {
@@ -263,7 +263,7 @@ fn stored_record(record: &Record) -> Option<StoredRecord> {
 }
 
 impl RaftStateMachine<TypeConfig> for StateMachine {
-    type SnapshotData = SnapshotRecords;
+    type SnapshotData = SnapshotState;
     type SnapshotBuilder = Self;
 
     async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
@@ -325,15 +325,10 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     async fn install_snapshot(
         &mut self,
         meta: &SnapshotMetaOf<TypeConfig>,
-        SnapshotRecords(records): SnapshotRecords,
+        SnapshotState(state): SnapshotState,
     ) -> io::Result<()> {
-        let stored = records.iter().filter_map(stored_record).collect();
-        let state = State::from_records(self.limits, records).map_err(io::Error::other)?;
+        let stored = state.records().filter_map(|record| stored_record(&record)).collect();
         let applied = state.applied();
-        if applied.map(convert::log_id) != meta.last_log_id {
-            let message = format!("a snapshot of {:?} that says it is of {:?}", applied, meta.last_log_id);
-            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
-        }
         let machine = Machine { state, membership: meta.last_membership.clone() };
         self.writer.replace(machine.meta(), stored).await.map_err(io::Error::other)?;
         *self.shared.machine.write().unwrap_or_else(PoisonError::into_inner) = machine;
@@ -341,18 +336,18 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         Ok(())
     }
 
-    async fn get_current_snapshot(&mut self) -> io::Result<Option<SnapshotOf<TypeConfig, SnapshotRecords>>> {
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<SnapshotOf<TypeConfig, SnapshotState>>> {
         let snapshot = self.snapshot();
         Ok(snapshot.meta.last_log_id.is_some().then_some(snapshot))
     }
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
-    type SnapshotData = SnapshotRecords;
+    type SnapshotData = SnapshotState;
 
     /// A snapshot of memory, as of now. The stored copy is brought as far on disk, because Raft purges the
     /// log up to here next.
-    async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<TypeConfig, SnapshotRecords>> {
+    async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<TypeConfig, SnapshotState>> {
         let snapshot = self.snapshot();
         self.writer.sync().await.map_err(io::Error::other)?;
         Ok(snapshot)

@@ -302,6 +302,52 @@ fn attach(start: u8) -> handles::AttachRequest {
 }
 
 #[tokio::test]
+async fn a_snapshot_that_makes_no_state_is_not_taken() {
+    use pb::snapshot_chunk::Chunk;
+    let mut node = Lonely::start();
+    let mut peer = node.peer().await;
+    let voters = storage::VoterSet { node_ids: vec![1, 2, 3] };
+    let member = |node_id| storage::Member { node_id, address: "127.0.0.1:1".to_owned() };
+    let members = [1, 2, 3].map(member).to_vec();
+    let membership = storage::Membership { configs: vec![voters], members };
+    let head = |index| {
+        Chunk::Head(pb::SnapshotHead {
+            envelope: Some(node.envelope()),
+            vote: Some(pb::Vote { term: 1, voted_for: 2, committed: true }),
+            last_log_id: Some(storage::LogId { term: 1, index }),
+            membership: Some(storage::StoredMembership {
+                log_id: None,
+                membership: Some(membership.clone()),
+            }),
+        })
+    };
+    let records = |records| Chunk::Records(pb::SnapshotRecords { records });
+    let end = |records| Chunk::End(pb::SnapshotEnd { records });
+    let record = |record| storage::Record { record: Some(record) };
+    let meta = |index| {
+        let applied = Some(storage::LogId { term: 1, index });
+        record(storage::record::Record::Meta(storage::StateMeta { applied, now_ms: 0 }))
+    };
+    for (what, chunks) in [
+        ("no records", vec![head(5), end(0)]),
+        ("other records than announced", vec![head(5), records(vec![meta(5)]), end(2)]),
+        ("no end", vec![head(5), records(vec![meta(5)])]),
+        ("two heads", vec![head(5), head(5), end(0)]),
+        ("an undecodable record", vec![head(5), records(vec![storage::Record::default()]), end(1)]),
+        ("another state than announced", vec![head(5), records(vec![meta(4)]), end(1)]),
+        ("two beginnings", vec![head(5), records(vec![meta(5), meta(5)]), end(2)]),
+        ("the last index", vec![head(u64::MAX), records(vec![meta(u64::MAX)]), end(1)]),
+    ] {
+        let chunks = chunks.into_iter().map(|chunk| pb::SnapshotChunk { chunk: Some(chunk) });
+        let answer = peer.install_snapshot(tokio_stream::iter(chunks.collect::<Vec<_>>())).await;
+        let status = answer.expect_err(what);
+        assert_eq!(status.code(), Code::InvalidArgument, "{what}: {status}");
+        node.sidecar.assert_lives();
+    }
+    node.assert_well();
+}
+
+#[tokio::test]
 async fn a_message_beyond_every_limit_is_refused_before_it_is_held() {
     let node = Lonely::start();
     let mut peer = node.peer().await;
