@@ -195,7 +195,7 @@ fn status_tables(status: &StatusResponse) -> String {
         let mut shares = table(["share", "served by"]);
         for share in &status.shares {
             let owner = share.owner.map_or("-".to_owned(), |owner| format!("node {}", owner.node_id));
-            shares.add_row([share.share.clone(), owner]);
+            shares.add_row([printable(&share.share), owner]);
         }
         text += &format!("\n{shares}\n");
     }
@@ -248,8 +248,8 @@ fn handles_table(opens: &[Open], now: Timestamp) -> String {
         };
         handles.add_row([
             format!("{:08x}", description.durable_file_id.0),
-            description.share.to_string(),
-            description.path.clone(),
+            printable(description.share.as_str()),
+            printable(&description.path),
             description.durability.to_string(),
             description.oplock.to_string(),
             description.byte_range_locks.len().to_string(),
@@ -266,6 +266,12 @@ fn table<const N: usize>(header: [&str; N]) -> Table {
         column.set_cell_alignment(CellAlignment::Right);
     }
     table
+}
+
+/// A name that a client has chosen, without what a terminal would obey.
+fn printable(name: &str) -> String {
+    let escaped = |c: char| if c.is_control() { c.escape_unicode().to_string() } else { c.to_string() };
+    name.chars().map(escaped).collect()
 }
 
 fn number_or_dash(number: Option<u64>) -> String {

@@ -4,6 +4,11 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::thread;
 
+use proto::pb::handles::v1 as pb;
+use proto::pb::handles::v1::handles_client::HandlesClient;
+use proto::pb::storage::v1 as storage;
+use proto::pb::storage::v1::from_smb_node::Request;
+
 use crate::sidecar::{Sidecar, Site, assert_says, end, free_endpoint, holdfast, refused, wait_until};
 
 const VERBS: [&str; 2] = ["status", "handles"];
@@ -103,6 +108,85 @@ fn a_node_that_is_well_is_shown_for_people_and_for_programs() {
     let handles = end(holdfast(["handles", "--address", &address, "--share", "none", "--disconnected"]));
     assert_says(&handles.stdout, &["path", "oplock", "0 opens"]);
     sidecar.stop();
+}
+
+/// A client names its files as it likes, and the operator's terminal must not obey it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_open_is_shown_for_people_and_for_programs() {
+    let site = Site::alone();
+    let sidecar = Sidecar::spawn(site.run());
+    sidecar.wait_for_log("a new cluster is formed");
+    let address = site.address().to_string();
+    let mut client = HandlesClient::new(site.connect().await);
+    let attach = pb::AttachRequest { instance: vec![7; 16] };
+    let mut events = client.attach(attach).await.expect("a stream").into_inner();
+    let event = events.message().await.expect("an event").and_then(|event| event.event);
+    let Some(pb::attach_event::Event::Attached(attached)) = event else { panic!("{event:?}") };
+    let open = open("plans/\u{1b}[2Jsecret.odt");
+    for request in [Request::ServeShare("data".to_owned()), Request::Grant(Box::new(open))] {
+        let what = Some(storage::FromSmbNode { proposer: None, request: Some(request) });
+        let asked = client.ask(pb::AskRequest { incarnation: attached.incarnation, what }).await;
+        let outcome = asked.expect("an answer").into_inner().outcome.and_then(|outcome| outcome.outcome);
+        assert!(!matches!(outcome, None | Some(storage::outcome::Outcome::Rejected(_))), "{outcome:?}");
+    }
+
+    let table = end(holdfast(["handles", "--address", &address])).stdout;
+    assert_says(
+        &table,
+        &["00001234", "data", "plans/\\u{1b}[2Jsecret.odt", "batch", "connected, node 1", "1 opens"],
+    );
+    assert!(!table.contains('\u{1b}'), "the terminal is told what to do: {table:?}");
+
+    let listed =
+        end(holdfast(["handles", "--address", &address, "--output", "json", "--share", "DATA"])).stdout;
+    let listed: serde_json::Value = serde_json::from_str(&listed).expect("what is printed is JSON");
+    let keys = [
+        "durable_file_id",
+        "create_guid",
+        "client_guid",
+        "durable_owner",
+        "share",
+        "path",
+        "file",
+        "granted_access",
+        "share_access",
+        "oplock",
+        "lease_key",
+        "durability",
+        "durable_open_timeout_ms",
+        "byte_range_locks",
+        "state",
+        "node_id",
+        "expires_in_ms",
+    ];
+    for key in keys {
+        assert!(listed[0].get(key).is_some(), "{key} is missing in {listed:#}");
+    }
+    assert_eq!((&listed[0]["state"], &listed[0]["node_id"]), (&"connected".into(), &1.into()));
+    for filter in [["--share", "other"], ["--node", "2"]] {
+        let mut none = holdfast(["handles", "--address", &address, "--output", "json"]);
+        none.args(filter);
+        assert_eq!(end(none).stdout.trim(), "[]", "{filter:?}");
+    }
+    assert_eq!(site.status()["shares"][0]["share"], "data");
+}
+
+/// A durable open of a file with this name.
+fn open(path: &str) -> storage::OpenDescription {
+    storage::OpenDescription {
+        durable_file_id: 0x1234,
+        create_guid: vec![1; 16],
+        client_guid: vec![2; 16],
+        durable_owner: "S-1-5-21-1-2-3-1000".to_owned(),
+        share: "data".to_owned(),
+        path: path.to_owned(),
+        file: Some(storage::FileKey { device: 1, inode: 2, extid: 0 }),
+        oplock: Some(storage::open_description::Oplock::OplockLevel(storage::OplockLevel::Batch.into())),
+        oplock_state: storage::OplockState::Held.into(),
+        durability: storage::Durability::V2.into(),
+        durable_open_timeout_ms: 60_000,
+        ..storage::OpenDescription::default()
+    }
 }
 
 /// Answers every connection with these bytes, and then with nothing more.

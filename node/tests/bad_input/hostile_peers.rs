@@ -11,7 +11,7 @@ use proto::pb::handles::v1::handles_client::HandlesClient;
 use proto::pb::raft::v1 as pb;
 use proto::pb::raft::v1::raft_client::RaftClient;
 use proto::pb::storage::v1 as storage;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::sidecar::{PATIENCE, Sidecar, Site, assert_says, wait_until};
@@ -39,7 +39,7 @@ impl Lonely {
     }
 
     async fn peer(&self) -> RaftClient<Channel> {
-        RaftClient::new(connect(&self.site).await)
+        RaftClient::new(self.site.connect().await)
     }
 
     /// As node 2 would write it.
@@ -53,11 +53,6 @@ impl Lonely {
         assert_eq!(self.site.status()["node_id"], 1);
         self.sidecar.stop();
     }
-}
-
-async fn connect(site: &Site) -> Channel {
-    let endpoint = Endpoint::from_shared(format!("http://{}", site.address())).expect("an address");
-    endpoint.timeout(PATIENCE).connect().await.expect("it listens")
 }
 
 #[track_caller]
@@ -235,7 +230,7 @@ async fn an_smb_server_that_asks_nonsense_is_told_what_is_wrong() {
     let site = Site::alone();
     let mut sidecar = Sidecar::spawn(site.run());
     sidecar.wait_for_log("a new cluster is formed");
-    let mut client = HandlesClient::new(connect(&site).await);
+    let mut client = HandlesClient::new(site.connect().await);
 
     let short = handles::AttachRequest { instance: vec![1, 2, 3] };
     assert_refused(client.attach(short).await, Code::InvalidArgument, &["instance", "16 bytes"]);
@@ -272,7 +267,7 @@ async fn an_smb_server_that_asks_nonsense_is_told_what_is_wrong() {
 #[tokio::test]
 async fn one_smb_server_waits_for_a_quorum_and_no_crowd() {
     let node = Lonely::start();
-    let mut client = HandlesClient::new(connect(&node.site).await);
+    let mut client = HandlesClient::new(node.site.connect().await);
     let waiting = client.attach(attach(1)).await.expect("a stream");
     assert_refused(client.attach(attach(2)).await, Code::FailedPrecondition, &["or about to be"]);
     drop(waiting);
@@ -289,7 +284,7 @@ async fn one_smb_server_waits_for_a_quorum_and_no_crowd() {
 async fn a_sidecar_of_a_samba_turns_other_smb_servers_away() {
     let Some(site) = Site::with_scripted_samba() else { return };
     let _sidecar = site.start();
-    let mut client = HandlesClient::new(connect(&site).await);
+    let mut client = HandlesClient::new(site.connect().await);
     assert_refused(
         client.attach(attach(1)).await,
         Code::FailedPrecondition,

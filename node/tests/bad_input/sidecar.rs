@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
+use tonic::transport::{Channel, Endpoint};
 
 /// Means "it hangs": longer than anything here takes on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -153,6 +154,12 @@ impl Site {
         let sidecar = Sidecar::spawn(self.run());
         sidecar.wait_for_log("waiting for smbd");
         sidecar
+    }
+
+    /// A connection to this node, as peers and SMB servers have it.
+    pub(crate) async fn connect(&self) -> Channel {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.address())).expect("an address");
+        endpoint.timeout(PATIENCE).connect().await.expect("it listens")
     }
 
     /// What `holdfast status` says of this node.
