@@ -28,6 +28,7 @@ use sled::{Batch, Db, Tree};
 
 use super::error::StoreError;
 use super::format::{self, Kind};
+use super::open_unlocked;
 
 /// In the default tree: which generation is current.
 const GENERATION_KEY: &[u8] = b"generation";
@@ -125,6 +126,10 @@ struct Summary {
 impl AppliedStore {
     /// Opens the store in `dir`, which is created if there is none.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
+        open_unlocked(|| Self::try_open(dir))
+    }
+
+    fn try_open(dir: &Path) -> Result<Self, StoreError> {
         guarded(dir, "open the applied state in", || {
             // Flushing is asked for explicitly: a background thread could tell nobody that it failed.
             let config = sled::Config::new().path(dir).flush_every_ms(None).cache_capacity(CACHE_CAPACITY);

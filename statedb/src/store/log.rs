@@ -37,6 +37,7 @@ use raft_log::{Callback, Config, RaftLog, RaftWalTypes};
 
 use self::codec::{Payload, StoreHeader, WalTypes};
 use super::error::StoreError;
+use super::open_unlocked;
 
 /// The format of the directory as a whole. Written once, when it is made.
 const LOG_FORMAT_VERSION: u32 = 1;
@@ -137,7 +138,7 @@ impl LogStore {
     /// [`StoreError::Locked`] if another process has it open, [`StoreError::Damaged`] if a byte of it is not
     /// what was written.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
-        Self::open_with_chunk_size(dir, CHUNK_SIZE_MAX)
+        open_unlocked(|| Self::open_with_chunk_size(dir, CHUNK_SIZE_MAX))
     }
 
     fn open_with_chunk_size(dir: &Path, chunk_size_max: usize) -> Result<Self, StoreError> {
