@@ -138,10 +138,14 @@ impl LogStore {
     /// [`StoreError::Locked`] if another process has it open, [`StoreError::Damaged`] if a byte of it is not
     /// what was written.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
-        open_unlocked(|| Self::open_with_chunk_size(dir, CHUNK_SIZE_MAX))
+        Self::open_with_chunk_size(dir, CHUNK_SIZE_MAX)
     }
 
     fn open_with_chunk_size(dir: &Path, chunk_size_max: usize) -> Result<Self, StoreError> {
+        open_unlocked(|| Self::try_open(dir, chunk_size_max))
+    }
+
+    fn try_open(dir: &Path, chunk_size_max: usize) -> Result<Self, StoreError> {
         std::fs::create_dir_all(dir)
             .map_err(|error| StoreError::io("create the log directory", dir, error))?;
         let config = config(dir, chunk_size_max)?;
