@@ -51,6 +51,22 @@ async fn an_early_intruder_waits_and_then_meets_the_orphan() {
     assert_eq!(refusal.status(), Some(NtStatus::OBJECT_NAME_NOT_FOUND), "{refusal}");
 }
 
+/// An intruder purges the orphan and goes away, and the share moves on. smbd leaves the orphan's own record behind;
+/// no node may take that for an open.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_purged_orphan_does_not_come_back_on_a_third_node() {
+    let Some((cluster, owner, reconnect)) = cluster_with_an_orphan().await else { return };
+    let intruder = Client::new(cluster.credentials()).connect(cluster.smb_address(1)).await.unwrap();
+    let share = intruder.tree_connect(&cluster.share(1)).await.unwrap();
+    share.create(CreateRequest::new("file")).await.unwrap().close().await.unwrap();
+    share.disconnect().await.unwrap();
+
+    let session = owner.connect(cluster.smb_address(2)).await.unwrap();
+    let share = session.tree_connect(&cluster.share(2)).await.unwrap();
+    let refusal = share.create(reconnect).await.unwrap_err();
+    assert_eq!(refusal.status(), Some(NtStatus::OBJECT_NAME_NOT_FOUND), "{refusal}");
+}
+
 /// The other side of it: who only looks at the file's attributes breaks no lease, and takes nothing away.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_early_visitor_who_breaks_nothing_leaves_the_orphan() {

@@ -383,6 +383,14 @@ impl Capture {
                 Changed::Gone => {}
             }
         }
+        if database == Database::Locking {
+            for orphan in self.orphans_behind(key) {
+                // Its entry is not the one of its image any more: placing it has changed it. Only its end counts.
+                if OpenImage::decode(&orphan.image)?.update_locking(value)? == Changed::Gone {
+                    effects.purged.push(orphan.durable_file_id);
+                }
+            }
+        }
         Ok(effects)
     }
 
@@ -397,24 +405,20 @@ impl Capture {
         }
     }
 
-    /// The opens that share a record: this node's own, and of a file also the orphans that wait here.
-    fn behind(&self, database: Database, key: &[u8]) -> Vec<LocalOpen> {
-        let mut behind = self.own_behind(database, key);
-        if let (Database::Locking, Some(file)) = (database, keys::file_of(key)) {
-            let here = Some(ServingNode { owner: self.proposer.owner() });
-            self.raft.read(|state| {
-                let orphans = state.opens_of_file(file).filter(|open| {
-                    open.holder().is_none() && state.serving_node(&open.description.share) == here
-                });
-                behind.extend(
-                    orphans.map(|open| LocalOpen { description: open.description.clone(), process: None }),
-                );
+    /// The orphans of a file that wait here, which nobody owns and this node serves.
+    fn orphans_behind(&self, key: &[u8]) -> Vec<OpenDescription> {
+        let Some(file) = keys::file_of(key) else { return Vec::new() };
+        let here = Some(ServingNode { owner: self.proposer.owner() });
+        self.raft.read(|state| {
+            let orphans = state.opens_of_file(file).filter(|open| {
+                open.holder().is_none() && state.serving_node(&open.description.share) == here
             });
-        }
-        behind
+            orphans.map(|open| open.description.clone()).collect()
+        })
     }
 
-    fn own_behind(&self, database: Database, key: &[u8]) -> Vec<LocalOpen> {
+    /// This node's own opens that share a record.
+    fn behind(&self, database: Database, key: &[u8]) -> Vec<LocalOpen> {
         let opens = self.opens();
         match database {
             Database::Locking | Database::Brlock => {
