@@ -22,9 +22,9 @@ use crate::proposer::{Proposer, RequestError};
 use crate::raft::RaftNode;
 use crate::registration::{self, Registered};
 
-/// Events that may wait for an SMB server that does not read. Each lease extension replaces the one before, so a
-/// server that is behind by more has stopped, and its lease ends by itself.
-const EVENTS_LEN: usize = 16;
+/// Events that may wait for an SMB server that does not read; one comes with every heartbeat. A server that is further
+/// behind is taken for gone: it may serve to the end of its lease, and is declared down then.
+const EVENTS_LEN: usize = 64;
 
 /// Answers SMB servers. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -90,14 +90,21 @@ impl HandlesService {
         self.lease.begin(owner);
         self.pass_lease_on(owner, &events, &ended).await;
         if ended.is_cancelled() {
-            let _ = events.send(event(Event::Fenced(pb::Fenced {}))).await;
+            // One that does not read what it is told stops by its lease.
+            let _ = events.try_send(event(Event::Fenced(pb::Fenced {})));
         }
         ended.cancel();
+        let may_serve_until = *self.lease.until().borrow();
         self.lease.end(owner);
         *self.attached() = None;
+        // Only its stream is known to have ended. A server that has not noticed yet may go on as long as it was told.
+        if let Some(until) = may_serve_until {
+            info!(incarnation = %owner.incarnation, "the SMB server has left, its lease runs off");
+            tokio::time::sleep_until(until.into()).await;
+        }
+        registration::declare_down(&self.raft, owner).await;
         drop(place);
         warn!(incarnation = %owner.incarnation, "the SMB server is gone");
-        registration::declare_down(&self.raft, owner).await;
     }
 
     /// Tells the SMB server of its lease until one of the two is gone.
@@ -118,7 +125,8 @@ impl HandlesService {
                     Event::LeaseExtended(pb::LeaseExtended { lease_ms })
                 };
                 is_first = false;
-                if events.send(event(next)).await.is_err() {
+                // Gone, or too far behind.
+                if events.try_send(event(next)).is_err() {
                     return;
                 }
             }
