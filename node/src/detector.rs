@@ -81,17 +81,6 @@ impl Detector {
         }
         overdue
     }
-
-    /// When [`Self::overdue`] may have something to say about these nodes, if nothing is heard until then.
-    #[must_use]
-    pub fn next_check(&self, up: impl IntoIterator<Item = Owner>) -> Option<Instant> {
-        up.into_iter()
-            .map(|owner| {
-                let overdue_at = self.overdue_at.get(&owner.node).copied().unwrap_or(self.first_overdue_at);
-                overdue_at.max(self.first_overdue_at)
-            })
-            .min()
-    }
 }
 
 #[cfg(test)]

@@ -63,7 +63,7 @@ impl Gate {
         Self {
             proposer,
             reconciled,
-            verdict_within,
+            verdict_within: verdict_within.min(HELD_AT_MOST),
             tree_connects: SyncMutex::default(),
             doors: SyncMutex::default(),
         }
