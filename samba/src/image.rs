@@ -8,6 +8,7 @@
 //!
 //! - The open is durable and has a cookie; the cookie, the share-mode data and the lease speak of one file.
 //! - There is a lease if and only if the share-mode entry says so.
+//! - Every byte-range lock is the open's own.
 //! - `decode(encode(image)) = image`.
 //!
 //! # What cannot be known
@@ -128,6 +129,9 @@ impl OpenImage {
         }
         if let (None, Some(_)) = (self.entry.lease(), &self.lease) {
             return Err(ImageError::LeaseWithoutEntry { id });
+        }
+        if let Some(foreign) = self.byte_range_locks.iter().find(|lock| lock.smblctx != id.0) {
+            return Err(ImageError::ForeignLock { id, other: DurableFileId(foreign.smblctx) });
         }
         Ok(self)
     }
@@ -494,6 +498,14 @@ pub enum ImageError {
     LeaseWithoutEntry {
         /// The open.
         id: DurableFileId,
+    },
+    /// There is a lock of another open.
+    #[error("the image of open {id} has a byte-range lock of open {other}")]
+    ForeignLock {
+        /// The open.
+        id: DurableFileId,
+        /// The other open.
+        other: DurableFileId,
     },
     /// The records speak of two files.
     #[error("open {id} is of file {cookie} by its cookie, of file {other} by its share modes")]

@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 
 use frame::{Database, RecordKey};
 use samba::image::ImageError;
-use samba::records::{Holder, LeaseRecord, LockingRecord, NtTime, OpenGlobal, ServerId, file_key};
+use samba::records::{
+    BrlockEntry, Holder, LeaseRecord, LockingRecord, NtTime, OpenGlobal, ServerId, file_key,
+};
 use samba::{Capture, Change, OpenImage};
 use statedb::{
-    AccessMask, ByteRangeLock, CreateGuid, Durability, LeaseEpoch, LeaseKey, LeaseState, LeaseVersion,
-    Millis, Oplock, OplockState, ShareAccess, ShareName,
+    AccessMask, ByteRangeLock, CreateGuid, Durability, DurableFileId, LeaseEpoch, LeaseKey, LeaseState,
+    LeaseVersion, Millis, Oplock, OplockState, ShareAccess, ShareName,
 };
 
 use crate::situation::{LAYOUT, Situation};
@@ -171,6 +173,21 @@ fn damaged_image_never_panics() {
             bytes[offset] ^= 0xFF;
         }
     }
+}
+
+/// Whoever places the image again would add such a lock again, because it is not recognised as the open's.
+#[test]
+fn image_with_a_lock_of_another_open_is_refused() {
+    let image = Situation::load("rwh_v2_locks").image();
+    let mut bytes = image.encode();
+    let locks = BrlockEntry::encode_all(LAYOUT, image.byte_range_locks());
+    let first_lock = bytes.len() - locks.len();
+    bytes[first_lock] ^= 0xFF;
+    let other = DurableFileId(image.durable_file_id().0 ^ 0xFF);
+    assert_eq!(
+        OpenImage::decode(&bytes),
+        Err(ImageError::ForeignLock { id: image.durable_file_id(), other })
+    );
 }
 
 #[test]
