@@ -47,9 +47,13 @@ pub mod state;
 pub mod store;
 
 pub use state::{
-    AccessMask, ByteRangeLock, Changes, ClientGuid, Command, CreateGuid, CreateOptions, Durability,
-    DurableFileId, FileKey, Incarnation, Instance, Lease, LeaseEpoch, LeaseKey, LeaseState, LeaseVersion,
-    Limits, LogId, Millis, Node, NodeId, NodeState, Open, OpenDescription, OpenState, Oplock, OplockState,
-    Outcome, Owner, Proposer, Reclaim, Record, Rejection, Request, ServingNode, ShareAccess, ShareName, Sid,
-    SnapshotError, State, Timestamp,
+    AccessMask, AppInstance, AppInstanceVersion, Arbiter, Awaited, Break, BreakTarget, ByteRangeLock,
+    Changes, ChannelSequence, Client, ClientGuid, CloseReason, Command, CountedRequest, Create, CreateAction,
+    CreateContexts, CreateGuid, CreateOptions, DeletePending, DeleteState, Dialect, Durability,
+    DurableAnswer, DurableFileId, DurableReconnectV2, DurableRequestV2, Event, EventKind, FileKey,
+    Incarnation, Instance, Lease, LeaseEpoch, LeaseId, LeaseKey, LeaseState, LeaseVersion, Limits, Lock,
+    LockElement, LockKind, LockSequence, LogId, Millis, Node, NodeId, NodeState, Note, Open, OpenDescription,
+    OpenState, Opened, OpenedHow, Operation, Oplock, OplockLevel, OplockState, Outcome, OutdatedRequest,
+    Owner, Proposer, Reclaim, Record, Rejection, Request, ServingNode, SessionId, Share, ShareAccess,
+    ShareName, Sid, SnapshotError, State, Timestamp, WaitingRequest,
 };

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! limits [opens=N] [open_bytes=N] [timeout=T] [shares=N] [outstanding=N]      before anything else
-//! register-node NODE instance=NAME
+//! register-node NODE instance=NAME [arbiter=cluster|smb-server|smb-cluster]
 //! node-down OWNER
 //! expire-opens
 //! grant OWNER open=ID [DESCRIPTION]
@@ -33,9 +33,10 @@ use std::path::Path;
 
 use goldenscript::ArgumentConsumer;
 use statedb::{
-    ByteRangeLock, Changes, ClientGuid, Command, CreateGuid, Durability, DurableFileId, FileKey, Incarnation,
-    Instance, Lease, LeaseEpoch, LeaseKey, LeaseState, LeaseVersion, Limits, Millis, NodeId, OpenDescription,
-    Oplock, OplockState, Outcome, Owner, Proposer, Reclaim, Request, ShareName, Sid, State, Timestamp,
+    Arbiter, ByteRangeLock, Changes, ClientGuid, Command, CreateGuid, Durability, DurableFileId, FileKey,
+    Incarnation, Instance, Lease, LeaseEpoch, LeaseKey, LeaseState, LeaseVersion, Limits, Millis, NodeId,
+    OpenDescription, Oplock, OplockState, Outcome, Owner, Proposer, Reclaim, Request, ShareName, Sid, State,
+    Timestamp,
 };
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -138,6 +139,7 @@ impl Runner {
                 .unwrap_or(limits.durable_open_timeout_max),
             shares_max: take(args, "shares", number)?.unwrap_or(limits.shares_max),
             outstanding_max: take(args, "outstanding", number)?.unwrap_or(limits.outstanding_max),
+            ..limits
         });
         self.restored = self.state.clone();
         Ok(String::new())
@@ -155,6 +157,7 @@ impl Runner {
             "register-node" => Command::RegisterNode {
                 node: node_id(args.next_pos().ok_or("which node?")?)?,
                 instance: Instance(bytes16(&required(args, "instance", text)?)),
+                arbiter: take(args, "arbiter", arbiter)?.unwrap_or(Arbiter::SmbServer),
             },
             "node-down" => {
                 let Owner { node, incarnation } = self.owner(args)?;
@@ -221,7 +224,7 @@ impl Runner {
             create_guid: take(args, "create_guid", create_guid)?.unwrap_or(base.create_guid),
             client_guid: take(args, "client_guid", |name| Ok(ClientGuid(bytes16(name))))?
                 .unwrap_or(base.client_guid),
-            durable_owner: take(args, "user", |user| Ok(Sid(user.to_owned())))?.unwrap_or(base.durable_owner),
+            durable_owner: take(args, "user", |user| Ok(Sid(user.into())))?.unwrap_or(base.durable_owner),
             share: take(args, "share", |share| Ok(ShareName::new(share)))?.unwrap_or(base.share),
             file: take(args, "file", text)?.map_or(base.file, |name| self.file(name)),
             oplock: take(args, "oplock", oplock)?.unwrap_or(base.oplock),
@@ -392,9 +395,17 @@ fn oplock(value: &str) -> Result<Oplock> {
                 state: LeaseState(state),
                 epoch: LeaseEpoch(1),
                 version: LeaseVersion::V2,
+                parent: None,
             })
         }
     })
+}
+
+fn arbiter(value: &str) -> Result<Arbiter> {
+    [Arbiter::Cluster, Arbiter::SmbServer, Arbiter::SmbCluster]
+        .into_iter()
+        .find(|arbiter| arbiter.to_string() == value)
+        .ok_or_else(|| format!("there is no arbiter {value}").into())
 }
 
 fn oplock_state(value: &str) -> Result<OplockState> {

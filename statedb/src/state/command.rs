@@ -1,9 +1,18 @@
 //! Every decision that the cluster can agree on.
 
 use std::fmt;
+use std::sync::Arc;
 
-use super::ids::{CreateGuid, DurableFileId, Incarnation, Instance, NodeId, Owner, ShareName};
+use super::byte_range_lock::Lock;
+use super::create::{Create, Dialect};
+use super::ids::{
+    CreateGuid, DurableFileId, FileKey, Incarnation, Instance, LeaseId, NodeId, Owner, SessionId, ShareName,
+    Sid,
+};
+use super::node::Arbiter;
 use super::open::OpenDescription;
+use super::oplock::{LeaseState, OplockLevel};
+use super::time::Millis;
 
 /// One entry of the log that changes the state.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +26,8 @@ pub enum Command {
         node: NodeId,
         /// The name its SMB service gave itself.
         instance: Instance,
+        /// Who decides between the opens of this SMB service and others.
+        arbiter: Arbiter,
     },
     /// The failure detector has found this incarnation dead. Without effect if the node has gone on to
     /// a later incarnation, or is down already.
@@ -26,8 +37,8 @@ pub enum Command {
         /// The incarnation that is dead. A later one is not meant.
         incarnation: Incarnation,
     },
-    /// Close every disconnected open whose deadline has passed. Which ones those are is decided here, by
-    /// cluster time, not by the proposer.
+    /// Close every disconnected open whose deadline has passed, and end every break whose acknowledgement is
+    /// overdue. Which ones those are is decided here, by cluster time, not by the proposer.
     ExpireOpens,
     /// What an SMB node asks for. Fenced by incarnation and applied exactly once.
     FromSmbNode {
@@ -51,8 +62,71 @@ pub struct Proposer {
 }
 
 /// What an SMB node may ask for.
+///
+/// An SMB server that lets the cluster decide ([`Arbiter::Cluster`]) asks by `Create` for every open. One that
+/// decides itself reports what it has decided: `Grant`, `Update`, `Reclaim`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
+    /// A client wants to open a file, or to have an open back.
+    Create(Box<Create>),
+    /// The client of a request that waits for a break does not want it any more, or is gone.
+    Cancel {
+        /// The sequence under which it was asked for.
+        sequence: u64,
+    },
+    /// A client has answered an oplock break (MS-SMB2 3.3.5.22.1).
+    AckOplockBreak {
+        /// The open.
+        open: DurableFileId,
+        /// The level that it goes down to.
+        level: OplockLevel,
+    },
+    /// A client has answered a lease break (MS-SMB2 3.3.5.22.2).
+    AckLeaseBreak {
+        /// The lease.
+        lease: LeaseId,
+        /// What it goes down to.
+        state: LeaseState,
+    },
+    /// A client locks or unlocks byte ranges (MS-SMB2 3.3.5.14).
+    Lock(Lock),
+    /// A client is about to do something to the file that breaks what others cache of it.
+    Operate {
+        /// Through this open.
+        open: DurableFileId,
+        /// What.
+        operation: Operation,
+    },
+    /// Something of an open of the proposer has changed that nobody else has to agree to.
+    Note(Note),
+    /// FSCTL_LMR_REQUEST_RESILIENCY (MS-SMB2 3.3.5.15.9).
+    RequestResiliency {
+        /// On this open.
+        open: DurableFileId,
+        /// How long it shall outlive its connection; 0 leaves it to the server.
+        timeout: Millis,
+        /// What the connection negotiated.
+        dialect: Dialect,
+    },
+    /// A session is over: its last connection is lost, or its client has logged off. Its opens are kept or closed
+    /// as the protocol says.
+    EndSession(SessionId),
+    /// A client of the proposer has set up a session in the place of this one, which may be on another node.
+    ReplaceSession {
+        /// `PreviousSessionId`.
+        previous: SessionId,
+        /// The user of both: the session of another user is left alone.
+        user: Sid,
+    },
+    /// A client has disconnected from a share: its opens there are closed (MS-SMB2 3.3.5.8).
+    EndTreeConnect {
+        /// In this session.
+        session: SessionId,
+        /// From this share.
+        share: ShareName,
+    },
+    /// A file that was to be deleted is deleted, or its SMB server has found that it cannot be.
+    FileDeleted(FileKey),
     /// A client is about to be told that it has this open.
     Grant(Box<OpenDescription>),
     /// These opens of the proposer have changed. All of them, or none if one is refused. An open stays
@@ -83,10 +157,43 @@ pub struct Reclaim {
     pub create_guid: CreateGuid,
 }
 
+/// Something that a client does to a file, as far as others may have cached what it changes (MS-FSA 2.1.4.12).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Data are written, or the file is made longer or shorter.
+    Write,
+    /// Times, attributes or a security descriptor are changed: of interest to who caches the directory alone.
+    SetMetadata,
+    /// The file gets another name.
+    Rename {
+        /// Its path from now on.
+        path: Arc<str>,
+        /// The directory that it will be in.
+        parent_directory: Option<FileKey>,
+    },
+    /// FileDispositionInformation: the file shall be deleted when nobody has it open any more, or shall not.
+    SetDeletePending(bool),
+}
+
+/// What has changed of an open; `None` for what has not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Note {
+    /// The open.
+    pub open: DurableFileId,
+    /// FilePositionInformation.
+    pub position: Option<u64>,
+    /// What the SMB server needs to rebuild the open.
+    pub image: Option<Arc<[u8]>>,
+    /// Whether its client has used it, so that a CREATE cannot be a replay of its own any more.
+    pub is_used: bool,
+}
+
 impl fmt::Display for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::RegisterNode { node, instance } => write!(f, "register-node {node} instance={instance}"),
+            Self::RegisterNode { node, instance, arbiter } => {
+                write!(f, "register-node {node} instance={instance} arbiter={arbiter}")
+            }
             Self::NodeDown { node, incarnation } => write!(f, "node-down {node}.{incarnation}"),
             Self::ExpireOpens => f.write_str("expire-opens"),
             Self::FromSmbNode { proposer, request } => {
@@ -107,6 +214,18 @@ impl Request {
     #[must_use]
     pub fn verb(&self) -> &'static str {
         match self {
+            Self::Create(_) => "create",
+            Self::Cancel { .. } => "cancel",
+            Self::AckOplockBreak { .. } => "ack-oplock-break",
+            Self::AckLeaseBreak { .. } => "ack-lease-break",
+            Self::Lock(_) => "lock",
+            Self::Operate { operation, .. } => operation.verb(),
+            Self::Note(_) => "note",
+            Self::RequestResiliency { .. } => "request-resiliency",
+            Self::EndSession(_) => "end-session",
+            Self::ReplaceSession { .. } => "replace-session",
+            Self::EndTreeConnect { .. } => "end-tree-connect",
+            Self::FileDeleted(_) => "file-deleted",
             Self::Grant(_) => "grant",
             Self::Update(_) => "update",
             Self::Disconnect(_) => "disconnect",
@@ -118,6 +237,17 @@ impl Request {
     }
 }
 
+impl Operation {
+    fn verb(&self) -> &'static str {
+        match self {
+            Self::Write => "write",
+            Self::SetMetadata => "set-metadata",
+            Self::Rename { .. } => "rename",
+            Self::SetDeletePending(_) => "set-delete-pending",
+        }
+    }
+}
+
 impl fmt::Display for Request {
     /// The arguments; the alternate form leaves the verb away.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -125,6 +255,26 @@ impl fmt::Display for Request {
             f.write_str(self.verb())?;
         }
         match self {
+            Self::Create(create) => {
+                write!(f, " share={} path={} oplock={}", create.share.name, create.path, create.requested)
+            }
+            Self::Cancel { sequence } => write!(f, " sequence={sequence}"),
+            Self::AckOplockBreak { open, level } => write!(f, " open={open} level={level}"),
+            Self::AckLeaseBreak { lease, state } => write!(f, " key={} state={state}", lease.key),
+            Self::Lock(lock) => write!(f, " open={}", lock.open),
+            Self::Operate { open, operation: Operation::SetDeletePending(pending) } => {
+                write!(f, " open={open} pending={pending}")
+            }
+            Self::Operate { open, operation: Operation::Rename { path, .. } } => {
+                write!(f, " open={open} path={path}")
+            }
+            Self::Operate { open, .. } => write!(f, " open={open}"),
+            Self::Note(note) => write!(f, " open={}", note.open),
+            Self::RequestResiliency { open, timeout, .. } => write!(f, " open={open} timeout={timeout}"),
+            Self::EndSession(session) => write!(f, " session={session}"),
+            Self::ReplaceSession { previous, user } => write!(f, " previous={previous} user={user}"),
+            Self::EndTreeConnect { session, share } => write!(f, " session={session} share={share}"),
+            Self::FileDeleted(file) => write!(f, " file={file}"),
             Self::Grant(open) => write!(f, " open={} oplock={}", open.durable_file_id, open.oplock),
             Self::Update(opens) => {
                 opens.iter().try_for_each(|open| write!(f, " open={}", open.durable_file_id))
@@ -139,6 +289,12 @@ impl fmt::Display for Request {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::byte_range_lock::LockSequence;
+    use crate::state::create::CreateContexts;
+    use crate::state::fixtures;
+    use crate::state::ids::{ClientGuid, LeaseKey};
+    use crate::state::open::Durability;
+    use crate::state::oplock::Oplock;
 
     #[test]
     fn every_command_is_one_line() {
@@ -146,17 +302,71 @@ mod tests {
         let open = DurableFileId(7);
         let reclaim = Reclaim { durable_file_id: open, create_guid: CreateGuid::default() };
         let share = ShareName::new("Data");
+        let lease = LeaseId { client_guid: ClientGuid([1; 16]), key: LeaseKey([9; 16]) };
+        let session = SessionId(70);
+        let file = FileKey { device: 0xFD01, inode: 42, extid: 0 };
+        let lock = Lock {
+            open,
+            elements: Vec::new(),
+            sequence: LockSequence::default(),
+            dialect: Dialect::Smb311,
+            multichannel: false,
+        };
+        let note = Note { open, position: None, image: None, is_used: true };
+        let granted = fixtures::disconnected(Oplock::Batch, Durability::DurableV2).description;
         let ask = |request| {
             let proposer = Proposer { owner, sequence: 5, first_outstanding: 4 };
             Command::FromSmbNode { proposer, request }
         };
+        let operate = |operation| ask(Request::Operate { open, operation });
         for (command, line) in [
             (
-                Command::RegisterNode { node: NodeId(1), instance: Instance([0xA1; 16]) },
-                "register-node 1 instance=a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1",
+                Command::RegisterNode {
+                    node: NodeId(1),
+                    instance: Instance([0xA1; 16]),
+                    arbiter: Arbiter::SmbServer,
+                },
+                "register-node 1 instance=a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1 arbiter=smb-server",
             ),
             (Command::NodeDown { node: NodeId(1), incarnation: Incarnation(2) }, "node-down 1.2"),
             (Command::ExpireOpens, "expire-opens"),
+            (
+                ask(Request::Create(Box::new(fixtures::create(Oplock::Batch, CreateContexts::default())))),
+                "create 1.2#5 share=data path=report.txt oplock=batch",
+            ),
+            (ask(Request::Cancel { sequence: 4 }), "cancel 1.2#5 sequence=4"),
+            (
+                ask(Request::AckOplockBreak { open, level: OplockLevel::LevelII }),
+                "ack-oplock-break 1.2#5 open=7 level=level2",
+            ),
+            (
+                ask(Request::AckLeaseBreak { lease, state: LeaseState(LeaseState::READ) }),
+                "ack-lease-break 1.2#5 key=09090909090909090909090909090909 state=R",
+            ),
+            (ask(Request::Lock(lock)), "lock 1.2#5 open=7"),
+            (operate(Operation::Write), "write 1.2#5 open=7"),
+            (operate(Operation::SetMetadata), "set-metadata 1.2#5 open=7"),
+            (
+                operate(Operation::Rename { path: "new.txt".into(), parent_directory: None }),
+                "rename 1.2#5 open=7 path=new.txt",
+            ),
+            (operate(Operation::SetDeletePending(true)), "set-delete-pending 1.2#5 open=7 pending=true"),
+            (ask(Request::Note(note)), "note 1.2#5 open=7"),
+            (
+                ask(Request::RequestResiliency { open, timeout: Millis(1_500), dialect: Dialect::Smb210 }),
+                "request-resiliency 1.2#5 open=7 timeout=1500ms",
+            ),
+            (ask(Request::EndSession(session)), "end-session 1.2#5 session=70"),
+            (
+                ask(Request::ReplaceSession { previous: session, user: Sid("S-1-1-0".into()) }),
+                "replace-session 1.2#5 previous=70 user=S-1-1-0",
+            ),
+            (
+                ask(Request::EndTreeConnect { session, share: share.clone() }),
+                "end-tree-connect 1.2#5 session=70 share=data",
+            ),
+            (ask(Request::FileDeleted(file)), "file-deleted 1.2#5 file=fd01:42:0"),
+            (ask(Request::Grant(Box::new(granted))), "grant 1.2#5 open=7 oplock=batch"),
             (ask(Request::Update(Vec::new())), "update 1.2#5"),
             (ask(Request::Disconnect(open)), "disconnect 1.2#5 open=7"),
             (ask(Request::Reclaim(reclaim)), "reclaim 1.2#5 open=7"),

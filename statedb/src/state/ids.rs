@@ -1,6 +1,7 @@
 //! One newtype per identity, so that two of them cannot be mixed up.
 
 use std::fmt;
+use std::sync::Arc;
 
 /// The position of an entry in the Raft log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -64,13 +65,13 @@ pub struct FileKey {
 
 /// The name of a share, in lower case: SMB compares share names without regard to case.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ShareName(String);
+pub struct ShareName(Arc<str>);
 
 impl ShareName {
     /// The name as the cluster knows it.
     #[must_use]
     pub fn new(name: &str) -> Self {
-        Self(name.to_lowercase())
+        Self(name.to_lowercase().into())
     }
 
     /// The name, in lower case.
@@ -82,7 +83,41 @@ impl ShareName {
 
 /// A security identifier in its string form, `S-1-5-21-…`: the `DurableOwner` of an open.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Sid(pub String);
+pub struct Sid(pub Arc<str>);
+
+/// `Session.SessionId` (MS-SMB2 3.3.1.8). Sessions die with their node; the cluster knows the id alone, to find
+/// the opens of a session that its client has replaced by another one on whichever node. So SMB servers have to
+/// draw them from ranges of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub u64);
+
+/// What a clustered application calls itself, so that its next instance can take its files over from the one
+/// before (MS-SMB2 2.2.13.2.13 and 2.2.13.2.15).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AppInstance {
+    /// `Open.AppInstanceId`.
+    pub id: [u8; 16],
+    /// `Open.ApplicationInstanceVersionHigh` and `Low`, if the client gave a version.
+    pub version: Option<AppInstanceVersion>,
+}
+
+/// Which of two instances of an application is the later one: compared by `high` first, then by `low`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AppInstanceVersion {
+    /// The more significant half.
+    pub high: u64,
+    /// The less significant half.
+    pub low: u64,
+}
+
+/// A lease as the server knows it: a key means something only together with the client (MS-SMB2 3.3.1.11).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LeaseId {
+    /// Whose lease table.
+    pub client_guid: ClientGuid,
+    /// The lease in it.
+    pub key: LeaseKey,
+}
 
 impl fmt::Display for LogId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -111,7 +146,7 @@ macro_rules! display_number {
         }
     )+};
 }
-display_number!(NodeId, Incarnation, DurableFileId, ShareName, Sid);
+display_number!(NodeId, Incarnation, DurableFileId, SessionId, ShareName, Sid);
 
 macro_rules! display_hex {
     ($($name:ident),+) => {$(

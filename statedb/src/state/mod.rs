@@ -4,35 +4,64 @@
 //! state. So nothing here asks the time, draws a random number, reads a file or iterates a hash map.
 //! Types here derive no serialization: they change with the design, bytes at rest change with a release.
 
+mod app_instance;
+mod arbitration;
+mod breaks;
+mod byte_range_lock;
+mod caching;
+mod channel_sequence;
+mod close;
 mod command;
+mod contexts;
+mod create;
+mod delete_on_close;
+mod durability;
+mod event;
+#[cfg(test)]
+mod fixtures;
 mod ids;
 pub mod invariants;
 mod limits;
 mod node;
+mod note;
 mod open;
 mod open_table;
+mod operate;
 mod oplock;
 mod outcome;
 mod reclaim;
+mod replay;
+mod resiliency;
+mod session;
 mod share;
+mod share_mode;
 mod snapshot;
 #[allow(clippy::module_inception, reason = "the module's main type is State")]
 mod state;
 mod time;
+mod waiting;
 
-pub use command::{Command, Proposer, Reclaim, Request};
+pub use breaks::{Break, BreakTarget};
+pub use byte_range_lock::{Lock, LockElement, LockKind, LockSequence};
+pub use channel_sequence::{ChannelSequence, CountedRequest, OutdatedRequest};
+pub use command::{Command, Note, Operation, Proposer, Reclaim, Request};
+pub use create::{Client, Create, CreateContexts, Dialect, DurableReconnectV2, DurableRequestV2, Share};
+pub use delete_on_close::{DeletePending, DeleteState};
+pub use event::{CloseReason, Event, EventKind};
 pub use ids::{
-    ClientGuid, CreateGuid, DurableFileId, FileKey, Incarnation, Instance, LeaseKey, LogId, NodeId, Owner,
-    ShareName, Sid,
+    AppInstance, AppInstanceVersion, ClientGuid, CreateGuid, DurableFileId, FileKey, Incarnation, Instance,
+    LeaseId, LeaseKey, LogId, NodeId, Owner, SessionId, ShareName, Sid,
 };
 pub use limits::Limits;
-pub use node::{Node, NodeState};
+pub use node::{Arbiter, Node, NodeState};
 pub use open::{
-    AccessMask, ByteRangeLock, CreateOptions, Durability, Open, OpenDescription, OpenState, ShareAccess,
+    AccessMask, ByteRangeLock, CreateAction, CreateOptions, Durability, Open, OpenDescription, OpenState,
+    ShareAccess,
 };
-pub use oplock::{Lease, LeaseEpoch, LeaseState, LeaseVersion, Oplock, OplockState};
-pub use outcome::{Outcome, Rejection};
+pub use oplock::{Lease, LeaseEpoch, LeaseState, LeaseVersion, Oplock, OplockLevel, OplockState};
+pub use outcome::{DurableAnswer, Opened, OpenedHow, Outcome, Rejection};
 pub use share::ServingNode;
 pub use snapshot::{Record, SnapshotError};
 pub use state::{Changes, State};
 pub use time::{Millis, Timestamp};
+pub use waiting::{Awaited, WaitingRequest};

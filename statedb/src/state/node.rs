@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::command::Proposer;
+use super::event::EventKind;
 use super::ids::{Incarnation, Instance, NodeId, Owner};
 use super::outcome::{Outcome, Rejection};
 use super::state::State;
@@ -13,6 +14,18 @@ use super::time::Timestamp;
 /// registration was on the way, or by the life of an SMB service that nobody ended; neither lasts as
 /// long as so many restarts.
 const SUPERSEDED_INSTANCES_MAX: usize = 16;
+
+/// Who decides between the opens of an SMB service and those of others: who may share a file, and cache it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arbiter {
+    /// The cluster: the service asks before it opens, and may serve a share at the same time as others do.
+    Cluster,
+    /// The SMB server, between its own opens; it knows no others, and so a share has one serving node. What excludes
+    /// an open of another server is refused.
+    SmbServer,
+    /// SMB servers that are coherent among themselves, as Samba is under CTDB. What they report is recorded.
+    SmbCluster,
+}
 
 /// Whether the SMB service of a node may act.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +49,8 @@ pub struct Node {
     /// The starts before it, the newest of them. None of them may register again: what it held may be
     /// somebody else's by now.
     pub superseded: BTreeMap<Incarnation, Instance>,
+    /// Who decides between its opens and those of others.
+    pub arbiter: Arbiter,
     /// Whether it may act.
     pub state: NodeState,
     /// The proposer has every answer below this sequence; nothing below it is kept or accepted.
@@ -46,10 +61,11 @@ pub struct Node {
 }
 
 impl Node {
-    fn first(instance: Instance) -> Self {
+    fn first(instance: Instance, arbiter: Arbiter) -> Self {
         Self {
             incarnation: Incarnation(1),
             instance,
+            arbiter,
             superseded: BTreeMap::new(),
             state: NodeState::Up,
             first_outstanding: 0,
@@ -58,13 +74,17 @@ impl Node {
     }
 
     /// The node after its next start. That one counts its requests afresh.
-    fn superseded_by(&self, instance: Instance) -> Self {
+    fn superseded_by(&self, instance: Instance, arbiter: Arbiter) -> Self {
         let mut superseded = self.superseded.clone();
         superseded.insert(self.incarnation, self.instance);
         while superseded.len() > SUPERSEDED_INSTANCES_MAX {
             superseded.pop_first();
         }
-        Self { incarnation: Incarnation(self.incarnation.0 + 1), superseded, ..Self::first(instance) }
+        Self {
+            incarnation: Incarnation(self.incarnation.0 + 1),
+            superseded,
+            ..Self::first(instance, arbiter)
+        }
     }
 
     /// The incarnation that this instance had, if another one has taken its place.
@@ -115,9 +135,14 @@ impl State {
         Rejection::Fenced { proposer, current: self.nodes.get(&proposer.node).map(|node| node.incarnation) }
     }
 
-    pub(super) fn register_node(&mut self, id: NodeId, instance: Instance) -> Result<Outcome, Rejection> {
+    pub(super) fn register_node(
+        &mut self,
+        id: NodeId,
+        instance: Instance,
+        arbiter: Arbiter,
+    ) -> Result<Outcome, Rejection> {
         let registered = match self.nodes.get(&id) {
-            None => Node::first(instance),
+            None => Node::first(instance, arbiter),
             Some(node) if node.instance == instance => {
                 // Its opens may be somebody else's by now. It has to end; its successor may register.
                 if let NodeState::Down { .. } = node.state {
@@ -129,7 +154,7 @@ impl State {
                 if let Some(incarnation) = node.incarnation_of_superseded(instance) {
                     return Err(self.fenced(Owner { node: id, incarnation }));
                 }
-                node.superseded_by(instance)
+                node.superseded_by(instance, arbiter)
             }
         };
         if let Some(before) = self.nodes.get(&id) {
@@ -138,6 +163,8 @@ impl State {
         let incarnation = registered.incarnation;
         self.nodes.insert(id, registered);
         self.changes.nodes.insert(id);
+        self.assign_unassigned_deletes();
+        self.tell(None, EventKind::NodeUp { owner: Owner { node: id, incarnation } });
         Ok(self.registered(incarnation))
     }
 
@@ -153,6 +180,11 @@ impl State {
         Outcome::Registered { incarnation, first_sequence: index.saturating_mul(self.limits.outstanding_max) }
     }
 
+    /// Who decides between the opens of an SMB server and those of others.
+    pub(super) fn arbiter_of(&self, owner: Owner) -> Arbiter {
+        self.nodes.get(&owner.node).map_or(Arbiter::SmbServer, |node| node.arbiter)
+    }
+
     pub(super) fn node_down(&mut self, id: NodeId, incarnation: Incarnation) -> Outcome {
         let owner = Owner { node: id, incarnation };
         let (mut disconnected, mut closed) = (Vec::new(), Vec::new());
@@ -166,13 +198,27 @@ impl State {
         self.changes.nodes.insert(id);
 
         self.release_shares_of(owner);
+        self.forget_waiting_of(owner);
         for open in self.opens.held_by(owner) {
             match self.lose_connection(open, None) {
                 Some(_) => disconnected.push(open),
                 None => closed.push(open),
             }
         }
+        self.reassign_deletes_of(owner);
+        let (waiting, gone) = (disconnected.len() as u64, closed.len() as u64);
+        self.tell(None, EventKind::NodeDown { owner, disconnected: waiting, closed: gone });
         Outcome::NodeDown { disconnected, closed }
+    }
+}
+
+impl fmt::Display for Arbiter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cluster => "cluster",
+            Self::SmbServer => "smb-server",
+            Self::SmbCluster => "smb-cluster",
+        })
     }
 }
 
@@ -196,7 +242,7 @@ mod tests {
 
     #[test]
     fn the_window_moves_forward_and_no_further_than_its_limit() {
-        let mut node = Node::first(Instance([1; 16]));
+        let mut node = Node::first(Instance([1; 16]), Arbiter::Cluster);
         node.first_outstanding = 10;
         for (sequence, first_outstanding, expected, moved_to) in [
             (9, 0, Err(Rejection::AnswerForgotten { sequence: 9 }), 10),
@@ -220,8 +266,9 @@ mod tests {
     fn the_newest_superseded_instances_are_remembered() {
         let instance = |start: u8| Instance([start; 16]);
         let starts = SUPERSEDED_INSTANCES_MAX as u8 + 2;
-        let node =
-            (1..starts).fold(Node::first(instance(0)), |node, start| node.superseded_by(instance(start)));
+        let node = (1..starts).fold(Node::first(instance(0), Arbiter::Cluster), |node, start| {
+            node.superseded_by(instance(start), Arbiter::Cluster)
+        });
         assert_eq!(node.incarnation, Incarnation(u64::from(starts)));
         assert_eq!(node.superseded.len(), SUPERSEDED_INSTANCES_MAX);
         assert_eq!(node.incarnation_of_superseded(instance(0)), None, "the oldest is forgotten");

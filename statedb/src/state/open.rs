@@ -1,7 +1,7 @@
-//! An open that outlives its connection: what is known of it, and the states it goes through.
+//! An open: what is known of it, and the states it goes through.
 //!
 //! ```text
-//!   grant            disconnect, node-down          expire, close
+//!   grant, create    disconnect, node-down          expire, close
 //! ────────► Connected ────────────────► Disconnected ────────────► (gone)
 //!               ▲         reclaim            │
 //!               └────────────────────────────┘
@@ -10,7 +10,11 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::ids::{ClientGuid, CreateGuid, DurableFileId, FileKey, Owner, ShareName, Sid};
+use super::event::CloseReason;
+use super::ids::{
+    AppInstance, ClientGuid, CreateGuid, DurableFileId, FileKey, LeaseId, Owner, SessionId, ShareName, Sid,
+};
+use super::node::Arbiter;
 use super::oplock::{Oplock, OplockState};
 use super::outcome::{Outcome, Rejection};
 use super::state::State;
@@ -28,9 +32,36 @@ pub struct ShareAccess(pub u32);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CreateOptions(pub u32);
 
+impl CreateOptions {
+    /// FILE_DELETE_ON_CLOSE.
+    const DELETE_ON_CLOSE: u32 = 0x0000_1000;
+
+    /// Whether the file shall be deleted when the open is closed.
+    pub(super) fn deletes_on_close(self) -> bool {
+        self.0 & Self::DELETE_ON_CLOSE != 0
+    }
+}
+
+/// What became of the file at the CREATE: `CreateAction` (MS-SMB2 2.2.14).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CreateAction {
+    /// FILE_SUPERSEDED.
+    Superseded,
+    /// FILE_OPENED.
+    #[default]
+    Opened,
+    /// FILE_CREATED.
+    Created,
+    /// FILE_OVERWRITTEN.
+    Overwritten,
+}
+
 /// What the client was promised about its open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
+    /// Nothing: it is closed with its connection. Where the cluster decides who may share and cache a file, such
+    /// opens have to be known too.
+    NotDurable,
     /// Durable handle, version 1 (MS-SMB2 3.3.5.9.6).
     DurableV1,
     /// Durable handle, version 2 (MS-SMB2 3.3.5.9.10).
@@ -61,22 +92,29 @@ pub struct OpenDescription {
     pub create_guid: CreateGuid,
     /// Who may have it back, if it has a lease.
     pub client_guid: ClientGuid,
-    /// The application instance that made it, if it said so (MS-SMB2 2.2.13.2.13).
-    pub app_instance_id: Option<[u8; 16]>,
+    /// The application instance that made it, if it said so.
+    pub app_instance: Option<AppInstance>,
     /// The user that made it, who alone may have it back (`Open.DurableOwner`).
     pub durable_owner: Sid,
     /// The share it was made through.
     pub share: ShareName,
     /// Its path below the share's root, with `/` between components.
-    pub path: String,
+    pub path: Arc<str>,
     /// The file.
     pub file: FileKey,
+    /// Whether that is a directory.
+    pub is_directory: bool,
+    /// The directory that the file is in, if its SMB server said so: what is done to the file breaks the leases on
+    /// that.
+    pub parent_directory: Option<FileKey>,
     /// What it may do.
     pub granted_access: AccessMask,
     /// What others may do meanwhile.
     pub share_access: ShareAccess,
     /// How it was made.
     pub create_options: CreateOptions,
+    /// What became of the file when it was made; answered again to a replay.
+    pub create_action: CreateAction,
     /// What it may cache.
     pub oplock: Oplock,
     /// Whether a break of that is under way.
@@ -95,6 +133,11 @@ pub struct OpenDescription {
     pub delete_on_close: bool,
     /// FilePositionInformation.
     pub position: u64,
+    /// The allocation size that its client asked for at the CREATE, in bytes; reported to it again while the file is
+    /// smaller.
+    pub allocation_size: u64,
+    /// `Open.IsReplayEligible`: whether a CREATE that says it is a replay may be the CREATE of this open again.
+    pub is_replay_eligible: bool,
     /// What the SMB server needs to rebuild its own records; opaque here.
     pub image: Arc<[u8]>,
 }
@@ -105,11 +148,18 @@ impl OpenDescription {
     #[must_use]
     pub fn outlives_its_connection(&self) -> bool {
         match self.durability {
+            Durability::NotDurable => false,
             Durability::Resilient | Durability::Persistent => true,
             Durability::DurableV1 | Durability::DurableV2 => {
                 self.oplock.has_handle_caching() && self.oplock_state == OplockState::Held
             }
         }
+    }
+
+    /// The lease that it belongs to, if it has one.
+    #[must_use]
+    pub fn lease_id(&self) -> Option<LeaseId> {
+        self.oplock.lease().map(|lease| LeaseId { client_guid: self.client_guid, key: lease.key })
     }
 
     /// Whether both describe the same open, if in different moments.
@@ -136,6 +186,8 @@ pub enum OpenState {
     Connected {
         /// The incarnation that serves it.
         owner: Owner,
+        /// The client's session there, if the SMB server tells the cluster of sessions.
+        session: Option<SessionId>,
     },
     /// Its client is away and may come back.
     Disconnected {
@@ -152,6 +204,8 @@ pub enum OpenState {
 pub struct Open {
     /// What the SMB server reported last.
     pub description: OpenDescription,
+    /// Who decided that it may be beside the others on its file.
+    pub arbiter: Arbiter,
     /// Who holds it.
     pub state: OpenState,
 }
@@ -161,7 +215,7 @@ impl OpenState {
     #[must_use]
     pub fn holder(&self) -> Option<Owner> {
         match *self {
-            Self::Connected { owner } => Some(owner),
+            Self::Connected { owner, .. } => Some(owner),
             Self::Disconnected { keeper, .. } => keeper,
         }
     }
@@ -193,7 +247,16 @@ impl Open {
     #[must_use]
     pub fn connected_through(&self) -> Option<Owner> {
         match self.state {
-            OpenState::Connected { owner } => Some(owner),
+            OpenState::Connected { owner, .. } => Some(owner),
+            OpenState::Disconnected { .. } => None,
+        }
+    }
+
+    /// The session of a connected open.
+    #[must_use]
+    pub fn session(&self) -> Option<SessionId> {
+        match self.state {
+            OpenState::Connected { session, .. } => session,
             OpenState::Disconnected { .. } => None,
         }
     }
@@ -211,11 +274,12 @@ impl State {
         }
         self.check_serving_node(owner, &description.share)?;
         self.check_bounds(description)?;
-        let limit = self.limits.opens_max;
-        if self.opens.len() as u64 >= limit {
-            return Err(Rejection::TooManyOpens { limit });
-        }
-        self.put_open(Open { description: description.clone(), state: OpenState::Connected { owner } });
+        self.check_room()?;
+        let arbiter = self.arbiter_of(owner);
+        self.refuse_conflict(owner, arbiter, description)?;
+        self.record_contradictions(owner, arbiter, description);
+        let state = OpenState::Connected { owner, session: None };
+        self.put_open(Open { description: description.clone(), arbiter, state });
         Ok(Outcome::Granted)
     }
 
@@ -231,9 +295,13 @@ impl State {
                 return Err(Rejection::IdentityChanged(description.durable_file_id));
             }
             self.check_bounds(description)?;
-            updated.push(Open { description: description.clone(), state: open.state });
+            updated.push(Open { description: description.clone(), arbiter: open.arbiter, state: open.state });
+        }
+        for open in &updated {
+            self.refuse_conflict(owner, open.arbiter, &open.description)?;
         }
         for open in updated {
+            self.record_contradictions(owner, open.arbiter, &open.description);
             self.put_open(open);
         }
         Ok(Outcome::Updated)
@@ -255,45 +323,29 @@ impl State {
             None if self.serves(owner, &open.description.share) => {}
             holder => return Err(Rejection::NotOwner { open: id, holder }),
         }
-        self.remove_open(id);
+        self.close_open(id, None);
         Ok(Outcome::Closed)
     }
 
     pub(super) fn expire_opens(&mut self) -> Outcome {
         let closed = self.opens.due(self.now);
         for open in &closed {
-            self.remove_open(*open);
+            self.close_open(*open, Some(CloseReason::Expired));
         }
-        Outcome::Expired { closed }
+        let breaks_ended = self.end_overdue_breaks();
+        Outcome::Expired { closed, breaks_ended }
     }
 
-    /// Takes an open from the SMB server that it lives in. Returns until when it waits for its client;
-    /// `None` if the protocol does not keep it, and it is closed.
-    ///
-    /// The promise is a time to wait after the loss (MS-SMB2 2.2.14.2.12), and the loss is what this entry
-    /// decides: never an earlier moment that some node may have seen. One that waits already goes on
-    /// waiting until its first deadline.
-    pub(super) fn lose_connection(&mut self, id: DurableFileId, keeper: Option<Owner>) -> Option<Timestamp> {
-        let open = self.opens.get(id)?;
-        if !open.description.outlives_its_connection() {
-            self.remove_open(id);
-            return None;
+    /// Refuses another open when there are as many as there may be.
+    pub(super) fn check_room(&self) -> Result<(), Rejection> {
+        let limit = self.limits.opens_max;
+        if self.opens.len() as u64 >= limit {
+            return Err(Rejection::TooManyOpens { limit });
         }
-        let until = open.deadline().unwrap_or_else(|| self.now.after(open.description.durable_open_timeout));
-        self.set_open_state(id, OpenState::Disconnected { keeper, durable_open_scavenger_timeout: until });
-        Some(until)
+        Ok(())
     }
 
-    /// The open, if it lives in the SMB server of `owner`, connected or kept.
-    fn held_open(&self, owner: Owner, id: DurableFileId) -> Result<&Open, Rejection> {
-        let open = self.opens.get(id).ok_or(Rejection::OpenNotFound(id))?;
-        match open.holder() {
-            Some(holder) if holder == owner => Ok(open),
-            holder => Err(Rejection::NotOwner { open: id, holder }),
-        }
-    }
-
-    fn check_bounds(&self, description: &OpenDescription) -> Result<(), Rejection> {
+    pub(super) fn check_bounds(&self, description: &OpenDescription) -> Result<(), Rejection> {
         let open = description.durable_file_id;
         let limit = self.limits.open_bytes_max;
         if description.variable_bytes() > limit {
@@ -307,9 +359,21 @@ impl State {
     }
 }
 
+impl fmt::Display for CreateAction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Superseded => "superseded",
+            Self::Opened => "opened",
+            Self::Created => "created",
+            Self::Overwritten => "overwritten",
+        })
+    }
+}
+
 impl fmt::Display for Durability {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::NotDurable => "not-durable",
             Self::DurableV1 => "durable-v1",
             Self::DurableV2 => "durable-v2",
             Self::Resilient => "resilient",
@@ -321,7 +385,10 @@ impl fmt::Display for Durability {
 impl fmt::Display for OpenState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Connected { owner } => write!(f, "connected {owner}"),
+            Self::Connected { owner, session: None } => write!(f, "connected {owner}"),
+            Self::Connected { owner, session: Some(session) } => {
+                write!(f, "connected {owner} session={session}")
+            }
             Self::Disconnected { keeper: Some(keeper), durable_open_scavenger_timeout: until } => {
                 write!(f, "disconnected until={until} keeper={keeper}")
             }
@@ -343,14 +410,17 @@ mod tests {
             durable_file_id: DurableFileId(1),
             create_guid: CreateGuid::default(),
             client_guid: ClientGuid::default(),
-            app_instance_id: None,
-            durable_owner: Sid("S-1-5-21-1-2-3-1000".to_owned()),
+            app_instance: None,
+            durable_owner: Sid("S-1-5-21-1-2-3-1000".into()),
             share: ShareName::new("data"),
-            path: "report.txt".to_owned(),
+            path: "report.txt".into(),
             file: FileKey { device: 1, inode: 2, extid: 0 },
+            is_directory: false,
+            parent_directory: None,
             granted_access: AccessMask::default(),
             share_access: ShareAccess::default(),
             create_options: CreateOptions::default(),
+            create_action: CreateAction::default(),
             oplock,
             oplock_state,
             durability,
@@ -359,6 +429,8 @@ mod tests {
             lock_sequence_array: Vec::new(),
             delete_on_close: false,
             position: 0,
+            allocation_size: 0,
+            is_replay_eligible: false,
             image: Arc::from([]),
         }
     }
@@ -369,6 +441,7 @@ mod tests {
             state: LeaseState(state),
             epoch: LeaseEpoch(1),
             version: LeaseVersion::V2,
+            parent: None,
         })
     }
 
@@ -394,6 +467,7 @@ mod tests {
         for (oplock, kept_while_held) in kept_while_held {
             for oplock_state in [OplockState::Held, OplockState::Breaking] {
                 for (durability, expected) in [
+                    (Durability::NotDurable, false),
                     (Durability::DurableV1, kept_while_held && oplock_state == OplockState::Held),
                     (Durability::DurableV2, kept_while_held && oplock_state == OplockState::Held),
                     (Durability::Resilient, true),
@@ -414,7 +488,7 @@ mod tests {
         let open = description(Durability::DurableV2, Oplock::Batch, OplockState::Held);
         let changed = OpenDescription {
             client_guid: ClientGuid([1; 16]),
-            path: "renamed.txt".to_owned(),
+            path: "renamed.txt".into(),
             oplock: Oplock::None,
             durability: Durability::Resilient,
             position: 512,
@@ -425,7 +499,7 @@ mod tests {
         for other in [
             OpenDescription { durable_file_id: DurableFileId(2), ..open.clone() },
             OpenDescription { create_guid: CreateGuid([1; 16]), ..open.clone() },
-            OpenDescription { durable_owner: Sid("S-1-1-0".to_owned()), ..open.clone() },
+            OpenDescription { durable_owner: Sid("S-1-1-0".into()), ..open.clone() },
             OpenDescription { share: ShareName::new("scratch"), ..open.clone() },
             OpenDescription { file: FileKey { extid: 1, ..open.file }, ..open.clone() },
         ] {
@@ -438,9 +512,9 @@ mod tests {
         let open = description(Durability::DurableV2, Oplock::Batch, OplockState::Held);
         let lock = ByteRangeLock { offset: 0, length: 1, exclusive: true };
         for larger in [
-            OpenDescription { durable_owner: Sid("S-1-5-21-1-2-3-10000".to_owned()), ..open.clone() },
+            OpenDescription { durable_owner: Sid("S-1-5-21-1-2-3-10000".into()), ..open.clone() },
             OpenDescription { share: ShareName::new("data2"), ..open.clone() },
-            OpenDescription { path: "report2.txt".to_owned(), ..open.clone() },
+            OpenDescription { path: "report2.txt".into(), ..open.clone() },
             OpenDescription { byte_range_locks: vec![lock], ..open.clone() },
             OpenDescription { lock_sequence_array: vec![0xFF; 64], ..open.clone() },
             OpenDescription { image: Arc::from([0]), ..open.clone() },
@@ -455,7 +529,7 @@ mod tests {
 
         let owner = Owner { node: NodeId(1), incarnation: Incarnation(2) };
         let until = Timestamp(70_000);
-        let connected = OpenState::Connected { owner };
+        let connected = OpenState::Connected { owner, session: None };
         let kept = OpenState::Disconnected { keeper: Some(owner), durable_open_scavenger_timeout: until };
         let orphan = OpenState::Disconnected { keeper: None, durable_open_scavenger_timeout: until };
         for (state, holder, deadline, display) in [

@@ -19,10 +19,37 @@ impl LeaseState {
     /// WRITE caching.
     pub const WRITE: u32 = 0x4;
 
+    /// Nothing may be cached.
+    pub const NONE: Self = Self(0);
+
     /// Whether the lease has handle caching, without which an open with a lease is not durable.
     #[must_use]
     pub fn has_handle_caching(self) -> bool {
         self.0 & Self::HANDLE != 0
+    }
+
+    /// Whether it has write caching: what others would read may be at its holder alone.
+    #[must_use]
+    pub fn has_write_caching(self) -> bool {
+        self.0 & Self::WRITE != 0
+    }
+
+    /// Whether it allows nothing that `other` does not allow.
+    #[must_use]
+    pub fn is_within(self, other: Self) -> bool {
+        self.0 & !other.0 == 0
+    }
+
+    /// What both allow.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    /// What is left of it without some kinds of caching.
+    #[must_use]
+    pub fn without(self, caching: u32) -> Self {
+        Self(self.0 & !caching)
     }
 }
 
@@ -50,6 +77,36 @@ pub struct Lease {
     pub epoch: LeaseEpoch,
     /// The form in which its breaks are announced.
     pub version: LeaseVersion,
+    /// The key of the lease on the directory of the file, if the client named one (`Lease.ParentLeaseKey`): what
+    /// this open does there does not break that lease.
+    pub parent: Option<LeaseKey>,
+}
+
+impl Lease {
+    /// The epoch after the next change: one more, for a v2 lease (MS-SMB2 3.3.1.12). A lease that is granted counts
+    /// on from what its client knows, and so does one that is broken or upgraded.
+    #[must_use]
+    pub fn next_epoch(self) -> LeaseEpoch {
+        match self.version {
+            LeaseVersion::V1 => LeaseEpoch(0),
+            LeaseVersion::V2 => LeaseEpoch(self.epoch.0.wrapping_add(1)),
+        }
+    }
+}
+
+/// The OplockLevel of a CREATE or of an acknowledgement (MS-SMB2 2.2.13, 2.2.24.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum OplockLevel {
+    /// SMB2_OPLOCK_LEVEL_NONE.
+    None,
+    /// SMB2_OPLOCK_LEVEL_II.
+    LevelII,
+    /// SMB2_OPLOCK_LEVEL_EXCLUSIVE.
+    Exclusive,
+    /// SMB2_OPLOCK_LEVEL_BATCH.
+    Batch,
+    /// SMB2_OPLOCK_LEVEL_LEASE.
+    Lease,
 }
 
 /// What the open may cache: `Open.OplockLevel` (MS-SMB2 3.3.1.10).
@@ -68,6 +125,39 @@ pub enum Oplock {
 }
 
 impl Oplock {
+    /// Its level.
+    #[must_use]
+    pub fn level(self) -> OplockLevel {
+        match self {
+            Self::None => OplockLevel::None,
+            Self::LevelII => OplockLevel::LevelII,
+            Self::Exclusive => OplockLevel::Exclusive,
+            Self::Batch => OplockLevel::Batch,
+            Self::Lease(_) => OplockLevel::Lease,
+        }
+    }
+
+    /// What it allows its holder to cache, in the terms of leases.
+    #[must_use]
+    pub fn caching(self) -> LeaseState {
+        LeaseState(match self {
+            Self::None => 0,
+            Self::LevelII => LeaseState::READ,
+            Self::Exclusive => LeaseState::READ | LeaseState::WRITE,
+            Self::Batch => LeaseState::READ | LeaseState::WRITE | LeaseState::HANDLE,
+            Self::Lease(lease) => lease.state.0,
+        })
+    }
+
+    /// The lease, if it is one.
+    #[must_use]
+    pub fn lease(self) -> Option<Lease> {
+        match self {
+            Self::Lease(lease) => Some(lease),
+            _ => None,
+        }
+    }
+
     /// Whether its holder may keep the handle open although the application closed it. Without that a
     /// durable open does not outlive its connection.
     #[must_use]
@@ -106,12 +196,21 @@ impl fmt::Display for LeaseState {
 impl fmt::Display for Oplock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::None => f.write_str("none"),
-            Self::LevelII => f.write_str("level2"),
-            Self::Exclusive => f.write_str("exclusive"),
-            Self::Batch => f.write_str("batch"),
             Self::Lease(lease) => lease.state.fmt(f),
+            oplock => oplock.level().fmt(f),
         }
+    }
+}
+
+impl fmt::Display for OplockLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "none",
+            Self::LevelII => "level2",
+            Self::Exclusive => "exclusive",
+            Self::Batch => "batch",
+            Self::Lease => "lease",
+        })
     }
 }
 
@@ -145,6 +244,7 @@ mod tests {
             state: LeaseState(3),
             epoch: LeaseEpoch(1),
             version: LeaseVersion::V1,
+            parent: None,
         };
         for (oplock, display) in [
             (Oplock::None, "none"),

@@ -3,8 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::breaks::{Break, BreakTable, BreakTarget};
 use super::command::{Command, Proposer, Request};
-use super::ids::{DurableFileId, FileKey, LogId, NodeId, Owner, ShareName};
+use super::delete_on_close::DeletePending;
+use super::event::{Event, EventKind};
+use super::ids::{DurableFileId, FileKey, LeaseId, LogId, NodeId, Owner, ShareName};
 use super::limits::Limits;
 use super::node::Node;
 use super::open::{Open, OpenState};
@@ -12,6 +15,7 @@ use super::open_table::OpenTable;
 use super::outcome::{Outcome, Rejection};
 use super::share::ServingNode;
 use super::time::Timestamp;
+use super::waiting::{WaitingRequest, WaitingTable};
 
 /// What has changed since somebody last looked, for who keeps a copy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,6 +26,12 @@ pub struct Changes {
     pub nodes: BTreeSet<NodeId>,
     /// Shares that got or lost a serving node.
     pub shares: BTreeSet<ShareName>,
+    /// Breaks that began or ended.
+    pub breaks: BTreeSet<BreakTarget>,
+    /// Requests that began or ended to wait, by their place in the log.
+    pub waiting: BTreeSet<u64>,
+    /// Files whose deletion was decided, became due or was done.
+    pub deletes: BTreeSet<FileKey>,
 }
 
 /// Everything the cluster has agreed on.
@@ -33,9 +43,17 @@ pub struct State {
     pub(super) nodes: BTreeMap<NodeId, Node>,
     pub(super) shares: BTreeMap<ShareName, ServingNode>,
     pub(super) opens: OpenTable,
+    pub(super) breaks: BreakTable,
+    pub(super) waiting: WaitingTable,
+    pub(super) deletes: BTreeMap<FileKey, DeletePending>,
+    next_event: u64,
 
-    // Not part of the state's value: a reader's bookmark.
+    // Not part of the state's value: readers' bookmarks.
     pub(super) changes: Changes,
+    events: Vec<Event>,
+
+    /// Empty between commands: the files whose waiting requests are looked at again at the end of this one.
+    pub(super) released: BTreeSet<FileKey>,
 }
 
 impl PartialEq for State {
@@ -47,6 +65,10 @@ impl PartialEq for State {
             && self.nodes == other.nodes
             && self.shares == other.shares
             && self.opens == other.opens
+            && self.breaks == other.breaks
+            && self.waiting == other.waiting
+            && self.deletes == other.deletes
+            && self.next_event == other.next_event
     }
 }
 
@@ -63,7 +85,13 @@ impl State {
             nodes: BTreeMap::new(),
             shares: BTreeMap::new(),
             opens: OpenTable::default(),
+            breaks: BreakTable::default(),
+            waiting: WaitingTable::default(),
+            deletes: BTreeMap::new(),
+            next_event: 0,
             changes: Changes::default(),
+            events: Vec::new(),
+            released: BTreeSet::new(),
         }
     }
 
@@ -86,11 +114,14 @@ impl State {
         self.now = self.now.max(proposed_at);
 
         let decided = match command {
-            Command::RegisterNode { node, instance } => self.register_node(*node, *instance),
+            Command::RegisterNode { node, instance, arbiter } => {
+                self.register_node(*node, *instance, *arbiter)
+            }
             Command::NodeDown { node, incarnation } => Ok(self.node_down(*node, *incarnation)),
             Command::ExpireOpens => Ok(self.expire_opens()),
             Command::FromSmbNode { proposer, request } => self.answer(proposer, request),
         };
+        self.decide_released();
         decided.unwrap_or_else(Outcome::Rejected)
     }
 
@@ -115,7 +146,7 @@ impl State {
         }
         node.advance_window(proposer, outstanding_max)?;
 
-        let outcome = self.decide(owner, request).unwrap_or_else(Outcome::Rejected);
+        let outcome = self.decide(proposer, request).unwrap_or_else(Outcome::Rejected);
 
         let node = self.live_node(owner).expect("a request does not fence its proposer");
         node.answered.insert(proposer.sequence, outcome.clone());
@@ -123,8 +154,24 @@ impl State {
         Ok(outcome)
     }
 
-    fn decide(&mut self, owner: Owner, request: &Request) -> Result<Outcome, Rejection> {
+    fn decide(&mut self, proposer: &Proposer, request: &Request) -> Result<Outcome, Rejection> {
+        let Proposer { owner, sequence, .. } = *proposer;
+        self.check_arbiter(owner, request)?;
         match request {
+            Request::Create(create) => self.create(owner, sequence, create),
+            Request::Cancel { sequence } => Ok(self.cancel(owner, *sequence)),
+            Request::AckOplockBreak { open, level } => self.ack_oplock_break(owner, *open, *level),
+            Request::AckLeaseBreak { lease, state } => self.ack_lease_break(owner, *lease, *state),
+            Request::Lock(lock) => self.lock(owner, lock),
+            Request::Operate { open, operation } => self.operate(owner, sequence, *open, operation),
+            Request::Note(note) => self.note(owner, note),
+            Request::RequestResiliency { open, timeout, dialect } => {
+                self.request_resiliency(owner, *open, *timeout, *dialect)
+            }
+            Request::EndSession(session) => Ok(self.end_session(owner, *session)),
+            Request::ReplaceSession { previous, user } => Ok(self.replace_session(owner, *previous, user)),
+            Request::EndTreeConnect { session, share } => Ok(self.end_tree_connect(owner, *session, share)),
+            Request::FileDeleted(file) => self.file_deleted(owner, *file),
             Request::Grant(description) => self.grant(owner, description),
             Request::Update(descriptions) => self.update(owner, descriptions),
             Request::Disconnect(open) => self.disconnect(owner, *open),
@@ -202,15 +249,69 @@ impl State {
         self.opens.of_share(share)
     }
 
-    /// When the next disconnected open expires.
+    /// The opens of a lease, by id.
+    pub fn opens_of_lease(&self, lease: LeaseId) -> impl Iterator<Item = &Open> {
+        self.opens.of_lease(lease)
+    }
+
+    /// A break that is under way.
+    #[must_use]
+    pub fn break_under_way(&self, target: BreakTarget) -> Option<Break> {
+        self.breaks.get(target)
+    }
+
+    /// All breaks under way.
+    pub fn breaks(&self) -> impl Iterator<Item = (BreakTarget, Break)> {
+        self.breaks.iter()
+    }
+
+    /// A request that waits for breaks, by its place in the log.
+    #[must_use]
+    pub fn waiting_request(&self, index: u64) -> Option<&WaitingRequest> {
+        self.waiting.get(index)
+    }
+
+    /// All requests that wait for breaks, in the order in which they came.
+    pub fn waiting_requests(&self) -> impl Iterator<Item = &WaitingRequest> {
+        self.waiting.iter()
+    }
+
+    /// The deletion of a file, if it is decided.
+    #[must_use]
+    pub fn delete_pending(&self, file: FileKey) -> Option<&DeletePending> {
+        self.deletes.get(&file)
+    }
+
+    /// All files that are to be deleted.
+    pub fn deletes_pending(&self) -> impl Iterator<Item = (FileKey, &DeletePending)> {
+        self.deletes.iter().map(|(file, pending)| (*file, pending))
+    }
+
+    /// When the next disconnected open expires, or the next acknowledgement of a break is overdue.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Timestamp> {
-        self.opens.next_deadline()
+        [self.opens.next_deadline(), self.breaks.next_deadline()].into_iter().flatten().min()
+    }
+
+    /// The number that the next event will have.
+    #[must_use]
+    pub fn next_event(&self) -> u64 {
+        self.next_event
+    }
+
+    /// The events since this was last called, or since the state was made.
+    pub fn take_events(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.events)
     }
 
     /// What has changed since this was last called, or since the state was made.
     pub fn take_changes(&mut self) -> Changes {
         std::mem::take(&mut self.changes)
+    }
+
+    pub(super) fn tell(&mut self, to: Option<Owner>, kind: EventKind) {
+        self.events.push(Event { sequence: self.next_event, to, kind });
+        self.next_event += 1;
     }
 
     pub(super) fn put_open(&mut self, open: Open) {
@@ -223,14 +324,16 @@ impl State {
         self.opens.set_state(id, state);
     }
 
-    pub(super) fn remove_open(&mut self, id: DurableFileId) {
+    /// Takes an open out of the table; [`State::close_open`] is the close.
+    pub(super) fn remove_open(&mut self, id: DurableFileId) -> Option<Open> {
         self.changes.opens.insert(id);
-        self.opens.remove(id);
+        self.opens.remove(id)
     }
 
     /// Says where a restored state stands.
-    pub(super) fn set_meta(&mut self, applied: Option<LogId>, now: Timestamp) {
+    pub(super) fn set_meta(&mut self, applied: Option<LogId>, now: Timestamp, next_event: u64) {
         self.applied = applied;
         self.now = now;
+        self.next_event = next_event;
     }
 }

@@ -1,0 +1,114 @@
+//! The end of an open, for whatever reason, and of its connection.
+
+use super::breaks::break_target;
+use super::event::{CloseReason, EventKind};
+use super::ids::{DurableFileId, Owner, SessionId};
+use super::open::{Durability, Open, OpenDescription, OpenState};
+use super::outcome::Rejection;
+use super::state::State;
+use super::time::Timestamp;
+use super::waiting::Awaited;
+
+impl State {
+    /// Removes an open with everything that hangs on it. With a `reason` it was not its client's wish, and the SMB
+    /// server in which it lives is told.
+    pub(super) fn close_open(&mut self, id: DurableFileId, reason: Option<CloseReason>) {
+        self.close_open_for(id, reason, None);
+    }
+
+    /// The same, when it is `wished_by` an SMB server that wants the file: if that is due for deletion now, it is this
+    /// server's to delete.
+    pub(super) fn close_open_for(
+        &mut self,
+        id: DurableFileId,
+        reason: Option<CloseReason>,
+        wished_by: Option<Owner>,
+    ) {
+        let Some(open) = self.remove_open(id) else { return };
+        if let Some(reason) = reason {
+            self.tell(open.holder(), EventKind::OpenClosed { open: id, reason });
+        }
+        let target = break_target(&open);
+        if self.opens_of(target).next().is_none() {
+            self.forget_break(target);
+        } else {
+            self.break_lost_its_client(target);
+        }
+        self.cancel_operations_of(&open);
+        self.delete_after_close(&open, wished_by);
+        self.file_released(open.description.file);
+    }
+
+    /// Takes an open from the SMB server that it lives in. Returns until when it waits for its client; `None` if the
+    /// protocol does not keep it, and it is closed.
+    ///
+    /// The promise is a time to wait after the loss (MS-SMB2 2.2.14.2.12), and the loss is what this entry decides:
+    /// never an earlier moment that some node may have seen. One that waits already goes on waiting until its first
+    /// deadline.
+    pub(super) fn lose_connection(&mut self, id: DurableFileId, keeper: Option<Owner>) -> Option<Timestamp> {
+        let open = self.opens.get(id)?;
+        if !open.description.outlives_its_connection() {
+            self.close_open(id, None);
+            return None;
+        }
+        let until = open.deadline().unwrap_or_else(|| self.now.after(open.description.durable_open_timeout));
+        let (file, target) = (open.description.file, break_target(open));
+        self.cancel_operations_of(&open.clone());
+        self.set_open_state(id, OpenState::Disconnected { keeper, durable_open_scavenger_timeout: until });
+        self.break_lost_its_client(target);
+        // Who waits for an acknowledgement of this client would wait in vain.
+        self.file_released(file);
+        Some(until)
+    }
+
+    /// The client of a disconnected open is back, through `owner`. What somebody has wanted of it in the meantime, it is
+    /// asked for now.
+    pub(super) fn client_is_back(&mut self, id: DurableFileId, owner: Owner, session: Option<SessionId>) {
+        self.set_open_state(id, OpenState::Connected { owner, session });
+        self.ask_for_saved_break(id);
+    }
+
+    /// The open, if it lives in the SMB server of `owner`, connected or kept.
+    pub(super) fn held_open(&self, owner: Owner, id: DurableFileId) -> Result<&Open, Rejection> {
+        let open = self.opens.get(id).ok_or(Rejection::OpenNotFound(id))?;
+        match open.holder() {
+            Some(holder) if holder == owner => Ok(open),
+            holder => Err(Rejection::NotOwner { open: id, holder }),
+        }
+    }
+
+    /// The open, if a client has it through `owner`; for everybody else its FileId is void.
+    pub(super) fn connected_open(&self, owner: Owner, id: DurableFileId) -> Result<&Open, Rejection> {
+        self.opens
+            .get(id)
+            .filter(|open| open.connected_through() == Some(owner))
+            .ok_or(Rejection::FileClosed(id))
+    }
+
+    /// Changes what is known of an open, but neither its id, its client's ClientGuid, its CreateGuid nor its file, by
+    /// which it is found, nor its lease's key.
+    pub(super) fn edit_open(&mut self, id: DurableFileId, edit: impl FnOnce(&mut OpenDescription)) {
+        if let Some(description) = self.opens.description_mut(id) {
+            edit(description);
+            self.changes.opens.insert(id);
+        }
+    }
+
+    /// Once something was done through an open, a CREATE cannot be the replay of its own any more; but for a
+    /// persistent open, of which the client may never have heard (MS-SMB2 3.3.5.14, 3.3.5.22).
+    pub(super) fn clear_replay_eligible(&mut self, id: DurableFileId) {
+        self.edit_open(id, |open| open.is_replay_eligible &= open.durability == Durability::Persistent);
+    }
+
+    /// What waits to be done through an open waits no more.
+    fn cancel_operations_of(&mut self, open: &Open) {
+        let id = open.description.durable_file_id;
+        for index in self.waiting.of_file(open.description.file) {
+            let of_this =
+                |awaited: &Awaited| matches!(awaited, Awaited::Operation { open, .. } if *open == id);
+            if self.waiting.get(index).is_some_and(|waiting| of_this(&waiting.awaited)) {
+                self.cancel_waiting(index, Rejection::FileClosed(id));
+            }
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! What the cluster has to tell SMB servers and operators without having been asked.
+//!
+//! Every replica numbers the same events in the same way, so that who listened to one node can go on listening at
+//! another. The state keeps the numbers, not the events: whoever was away for longer than a node remembers them looks
+//! at the state instead, which says all that matters of them.
+
+use std::fmt;
+
+use super::ids::{DurableFileId, FileKey, LeaseId, Owner, SessionId, ShareName};
+use super::oplock::{LeaseEpoch, LeaseState, LeaseVersion, OplockLevel};
+use super::outcome::Outcome;
+use super::time::Timestamp;
+
+/// Something that happened, told to who has to act on it or wants to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Its place among all events of the cluster: each is one more than the one before.
+    pub sequence: u64,
+    /// The incarnation that has to act. `None` if it only is to be known.
+    pub to: Option<Owner>,
+    /// What happened.
+    pub kind: EventKind,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EventKind {
+    /// The client of an open must give up caching: OPLOCK_BREAK Notification (MS-SMB2 2.2.23.1, 3.3.4.6).
+    OplockBreak {
+        /// Of this open.
+        open: DurableFileId,
+        /// Down to this level.
+        to: OplockLevel,
+        /// Until when its acknowledgement is waited for; `None` if none is needed.
+        ack_until: Option<Timestamp>,
+    },
+    /// A client must give up caching: Lease Break Notification (MS-SMB2 2.2.23.2, 3.3.4.7).
+    LeaseBreak {
+        /// By this lease.
+        lease: LeaseId,
+        /// What it allowed.
+        from: LeaseState,
+        /// What it allows now, or will when it is acknowledged.
+        to: LeaseState,
+        /// `NewEpoch`: 0 for a lease of version 1.
+        epoch: LeaseEpoch,
+        /// The form of the notification.
+        version: LeaseVersion,
+        /// Until when its acknowledgement is waited for; `None` if none is needed.
+        ack_until: Option<Timestamp>,
+    },
+    /// A request that had to wait is decided.
+    RequestFinished {
+        /// The sequence under which it was asked for.
+        sequence: u64,
+        /// What was decided.
+        outcome: Outcome,
+    },
+    /// An open was closed by somebody else than its client.
+    OpenClosed {
+        /// Which.
+        open: DurableFileId,
+        /// Why.
+        reason: CloseReason,
+    },
+    /// A client has replaced this session by another one: it is over, and so are its opens here
+    /// (MS-SMB2 3.3.5.5.3).
+    SessionReplaced {
+        /// The session.
+        session: SessionId,
+    },
+    /// Nobody has the file open any more, and somebody wanted it deleted.
+    DeleteFile {
+        /// Which.
+        file: FileKey,
+        /// Its share.
+        share: ShareName,
+        /// Its path there.
+        path: std::sync::Arc<str>,
+    },
+    /// An SMB service may act.
+    NodeUp {
+        /// In this incarnation.
+        owner: Owner,
+    },
+    /// An SMB service was found dead, and is fenced.
+    NodeDown {
+        /// The incarnation.
+        owner: Owner,
+        /// How many of its opens wait for their clients now.
+        disconnected: u64,
+        /// How many of its opens did not outlive it.
+        closed: u64,
+    },
+    /// Two SMB servers that do not know each other would have had one file open in ways that exclude each other. The
+    /// serving node of a share makes that impossible, so somebody reaches the files by another way. The later open
+    /// was refused.
+    ConflictRefused {
+        /// The open that was refused.
+        open: DurableFileId,
+        /// The one that was there.
+        with: DurableFileId,
+        /// Who has it.
+        holder: Option<Owner>,
+    },
+    /// SMB servers that arbitrate themselves have reported two opens that exclude each other. They were recorded as
+    /// reported.
+    Contradiction {
+        /// The open that was reported.
+        open: DurableFileId,
+        /// The one that was there.
+        with: DurableFileId,
+    },
+}
+
+/// Why an open was closed by somebody else than its client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CloseReason {
+    /// Its client was away and did not come back in time.
+    Expired,
+    /// Its client was away, and somebody wanted the file.
+    Purged,
+    /// Its connection was lost, and it is not one that outlives that.
+    ConnectionLost,
+    /// A later instance of its application has taken the file over (MS-SMB2 3.3.5.9.13).
+    AppInstanceReplaced,
+    /// The session of its client was replaced, and it is not one that outlives that.
+    SessionReplaced,
+    /// It lives on, but elsewhere: its client came back for it through another session.
+    Reclaimed,
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "event {}", self.sequence)?;
+        if let Some(to) = self.to {
+            write!(f, " to {to}")?;
+        }
+        write!(f, ": {}", self.kind)
+    }
+}
+
+/// `until=70s` where an acknowledgement is waited for.
+struct Ack(Option<Timestamp>);
+
+impl fmt::Display for Ack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(until) => write!(f, "ack until={until}"),
+            None => f.write_str("no ack"),
+        }
+    }
+}
+
+impl fmt::Display for EventKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OplockBreak { open, to, ack_until } => {
+                write!(f, "oplock-break open={open} to={to} {}", Ack(*ack_until))
+            }
+            Self::LeaseBreak { lease, from, to, epoch, version: _, ack_until } => {
+                write!(f, "lease-break key={} {from}->{to} epoch={} {}", lease.key, epoch.0, Ack(*ack_until))
+            }
+            Self::RequestFinished { sequence, outcome } => {
+                write!(f, "request-finished sequence={sequence} {outcome}")
+            }
+            Self::OpenClosed { open, reason } => write!(f, "open-closed open={open} reason={reason}"),
+            Self::SessionReplaced { session } => write!(f, "session-replaced session={session}"),
+            Self::DeleteFile { file, share, path } => {
+                write!(f, "delete-file file={file} share={share} path={path}")
+            }
+            Self::NodeUp { owner } => write!(f, "node-up {owner}"),
+            Self::NodeDown { owner, disconnected, closed } => {
+                write!(f, "node-down {owner} disconnected={disconnected} closed={closed}")
+            }
+            Self::ConflictRefused { open, with, holder: Some(holder) } => {
+                write!(f, "conflict-refused open={open} with={with} of {holder}")
+            }
+            Self::ConflictRefused { open, with, holder: None } => {
+                write!(f, "conflict-refused open={open} with={with}")
+            }
+            Self::Contradiction { open, with } => write!(f, "contradiction open={open} with={with}"),
+        }
+    }
+}
+
+impl fmt::Display for CloseReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Expired => "expired",
+            Self::Purged => "purged",
+            Self::ConnectionLost => "connection-lost",
+            Self::AppInstanceReplaced => "app-instance-replaced",
+            Self::SessionReplaced => "session-replaced",
+            Self::Reclaimed => "reclaimed",
+        })
+    }
+}
