@@ -3,6 +3,7 @@
 use super::breaks::break_target;
 use super::event::{CloseReason, EventKind};
 use super::ids::{DurableFileId, Owner, SessionId};
+use super::node::Arbiter;
 use super::open::{Durability, Open, OpenDescription, OpenState};
 use super::outcome::Rejection;
 use super::state::State;
@@ -47,7 +48,7 @@ impl State {
     /// deadline.
     pub(super) fn lose_connection(&mut self, id: DurableFileId, keeper: Option<Owner>) -> Option<Timestamp> {
         let open = self.opens.get(id)?;
-        if !open.description.outlives_its_connection() {
+        if !open.description.outlives_its_connection() || loses_its_locks(open) {
             self.close_open(id, None);
             return None;
         }
@@ -111,4 +112,16 @@ impl State {
             }
         }
     }
+}
+
+/// Whether a durable open has byte-range locks and no write caching, without which nothing keeps others from the ranges
+/// while its client is away: such an open is closed with its connection. SMB servers that decide themselves have rules of
+/// their own here, as Samba has from release to release.
+fn loses_its_locks(open: &Open) -> bool {
+    let description = &open.description;
+    let is_durable = matches!(description.durability, Durability::DurableV1 | Durability::DurableV2);
+    open.arbiter == Arbiter::Cluster
+        && is_durable
+        && !description.byte_range_locks.is_empty()
+        && !description.oplock.caching().has_write_caching()
 }
