@@ -3,8 +3,14 @@
 use std::error::Error;
 
 /// Every file that has messages of ours.
-const PROTO_FILES: [&str; 4] =
-    ["proto/storage.proto", "proto/raft.proto", "proto/ops.proto", "proto/handles.proto"];
+const PROTO_FILES: [&str; 6] = [
+    "proto/smb.proto",
+    "proto/storage.proto",
+    "proto/raft.proto",
+    "proto/ops.proto",
+    "proto/handles.proto",
+    "proto/events.proto",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     for file in PROTO_FILES {
@@ -15,6 +21,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         // The largest variant of each: boxing keeps the others small.
         .boxed(".holdfast.storage.v1.Record.record.open")
         .boxed(".holdfast.storage.v1.FromSmbNode.request.grant")
+        .boxed(".holdfast.storage.v1.FromSmbNode.request.create")
+        .boxed(".holdfast.handles.v1.HandleRequest.request.grant")
+        .boxed(".holdfast.handles.v1.HandleRequest.request.create")
+        .boxed(".holdfast.events.v1.WatchResponse.response.open_now")
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -18,6 +18,13 @@ pub use error::WireError;
 /// Types generated from the `.proto` files.
 #[allow(missing_docs, clippy::all, reason = "generated; the .proto files have the documentation")]
 pub mod pb {
+    /// What SMB servers and the cluster have in common (`smb.proto`).
+    pub mod smb {
+        /// The first format.
+        pub mod v1 {
+            tonic::include_proto!("holdfast.smb.v1");
+        }
+    }
     /// What rests on disk (`storage.proto`).
     pub mod storage {
         /// The first format.
@@ -32,11 +39,18 @@ pub mod pb {
             tonic::include_proto!("holdfast.raft.v1");
         }
     }
-    /// SMB node to sidecar (`handles.proto`).
+    /// SMB server to sidecar (`handles.proto`).
     pub mod handles {
         /// The first format.
         pub mod v1 {
             tonic::include_proto!("holdfast.handles.v1");
+        }
+    }
+    /// Sidecar to SMB server and to operators (`events.proto`).
+    pub mod events {
+        /// The first format.
+        pub mod v1 {
+            tonic::include_proto!("holdfast.events.v1");
         }
     }
     /// Operator to node (`ops.proto`).

@@ -1,12 +1,18 @@
 //! Between `pb` and `statedb`, one file per type.
 
 mod command;
+mod create;
+mod enumerations;
+mod event;
+mod handles;
 mod ids;
+mod lock;
 mod open;
 mod oplock;
 mod outcome;
 mod record;
 mod rejection;
+mod request;
 
 #[cfg(test)]
 mod tests;
@@ -14,6 +20,8 @@ mod tests;
 use prost::Message;
 
 use crate::WireError;
+
+pub use handles::{Asked, Attach, answer};
 
 /// Decodes bytes into a checked type by way of its message.
 ///

@@ -1,62 +1,74 @@
-//! `Oplock`, `OplockState`, `Lease` and `Durability`.
+//! `Oplock` and `Lease`.
 
-use statedb::{Durability, Lease, LeaseEpoch, LeaseKey, LeaseState, LeaseVersion, Oplock, OplockState};
+use statedb::{Lease, LeaseEpoch, LeaseKey, LeaseState, Oplock, OplockLevel};
 
-use super::sixteen;
+use super::enumerations::specified;
+use super::{required, sixteen};
 use crate::WireError;
-use crate::pb::storage::v1 as pb;
-use pb::open_description::Oplock as PbOplock;
+use crate::pb::smb::v1 as pb;
+use pb::open_description::Oplock as OfOpen;
+use pb::oplock::Oplock as PbOplock;
 
-/// What an enumeration says when it was not set.
-const UNSPECIFIED: &str = "is not specified";
-
-impl From<Oplock> for PbOplock {
+impl From<Oplock> for pb::Oplock {
     fn from(oplock: Oplock) -> Self {
-        let level = match oplock {
-            Oplock::None => pb::OplockLevel::None,
-            Oplock::LevelII => pb::OplockLevel::Ii,
-            Oplock::Exclusive => pb::OplockLevel::Exclusive,
-            Oplock::Batch => pb::OplockLevel::Batch,
-            Oplock::Lease(lease) => return Self::Lease(lease.into()),
+        let oplock = match oplock.lease() {
+            Some(lease) => PbOplock::Lease(lease.into()),
+            None => PbOplock::Level(pb::OplockLevel::from(oplock.level()).into()),
         };
-        Self::OplockLevel(level.into())
+        Self { oplock: Some(oplock) }
     }
 }
 
-impl TryFrom<PbOplock> for Oplock {
+impl TryFrom<pb::Oplock> for Oplock {
     type Error = WireError;
 
-    fn try_from(oplock: PbOplock) -> Result<Self, WireError> {
-        const FIELD: &str = "oplock_level";
-        let level = match oplock {
-            PbOplock::OplockLevel(level) => level,
-            PbOplock::Lease(lease) => return Ok(Self::Lease(lease.try_into()?)),
-        };
-        let level = pb::OplockLevel::try_from(level)
-            .map_err(|error| WireError::invalid("OpenDescription", FIELD, error.to_string()))?;
-        Ok(match level {
-            pb::OplockLevel::Unspecified => {
-                return Err(WireError::invalid("OpenDescription", FIELD, UNSPECIFIED));
-            }
-            pb::OplockLevel::None => Self::None,
-            pb::OplockLevel::Ii => Self::LevelII,
-            pb::OplockLevel::Exclusive => Self::Exclusive,
-            pb::OplockLevel::Batch => Self::Batch,
-        })
+    fn try_from(oplock: pb::Oplock) -> Result<Self, WireError> {
+        const MESSAGE: &str = "Oplock";
+        match required(MESSAGE, "oplock", oplock.oplock)? {
+            PbOplock::Level(level) => without_lease(MESSAGE, "level", level),
+            PbOplock::Lease(lease) => Ok(Self::Lease(lease.try_into()?)),
+        }
+    }
+}
+
+impl From<Oplock> for OfOpen {
+    fn from(oplock: Oplock) -> Self {
+        match oplock.lease() {
+            Some(lease) => Self::Lease(lease.into()),
+            None => Self::OplockLevel(pb::OplockLevel::from(oplock.level()).into()),
+        }
+    }
+}
+
+impl TryFrom<OfOpen> for Oplock {
+    type Error = WireError;
+
+    fn try_from(oplock: OfOpen) -> Result<Self, WireError> {
+        match oplock {
+            OfOpen::OplockLevel(level) => without_lease("OpenDescription", "oplock_level", level),
+            OfOpen::Lease(lease) => Ok(Self::Lease(lease.try_into()?)),
+        }
+    }
+}
+
+fn without_lease(message: &'static str, field: &'static str, level: i32) -> Result<Oplock, WireError> {
+    match specified(message, field, level)? {
+        OplockLevel::None => Ok(Oplock::None),
+        OplockLevel::LevelII => Ok(Oplock::LevelII),
+        OplockLevel::Exclusive => Ok(Oplock::Exclusive),
+        OplockLevel::Batch => Ok(Oplock::Batch),
+        OplockLevel::Lease => Err(WireError::invalid(message, field, "says lease and does not say which")),
     }
 }
 
 impl From<Lease> for pb::Lease {
     fn from(lease: Lease) -> Self {
-        let version = match lease.version {
-            LeaseVersion::V1 => pb::LeaseVersion::V1,
-            LeaseVersion::V2 => pb::LeaseVersion::V2,
-        };
         Self {
             key: lease.key.0.to_vec(),
             state: lease.state.0,
             epoch: lease.epoch.0.into(),
-            version: version.into(),
+            version: pb::LeaseVersion::from(lease.version).into(),
+            parent_key: lease.parent.map(|key| key.0.to_vec()),
         }
     }
 }
@@ -66,71 +78,20 @@ impl TryFrom<pb::Lease> for Lease {
 
     fn try_from(lease: pb::Lease) -> Result<Self, WireError> {
         const MESSAGE: &str = "Lease";
-        let invalid_version = |what: String| WireError::invalid(MESSAGE, "version", what);
-        let version = match pb::LeaseVersion::try_from(lease.version)
-            .map_err(|error| invalid_version(error.to_string()))?
-        {
-            pb::LeaseVersion::Unspecified => return Err(invalid_version(UNSPECIFIED.to_owned())),
-            pb::LeaseVersion::V1 => LeaseVersion::V1,
-            pb::LeaseVersion::V2 => LeaseVersion::V2,
-        };
-        let epoch = u16::try_from(lease.epoch)
-            .map_err(|_| WireError::invalid(MESSAGE, "epoch", format!("{} exceeds 65535", lease.epoch)))?;
+        let parent = lease.parent_key.map(|key| sixteen(MESSAGE, "parent_key", &key)).transpose()?;
         Ok(Self {
             key: LeaseKey(sixteen(MESSAGE, "key", &lease.key)?),
             state: LeaseState(lease.state),
-            epoch: LeaseEpoch(epoch),
-            version,
+            epoch: epoch(MESSAGE, lease.epoch)?,
+            version: specified(MESSAGE, "version", lease.version)?,
+            parent: parent.map(LeaseKey),
         })
     }
 }
 
-impl From<OplockState> for pb::OplockState {
-    fn from(state: OplockState) -> Self {
-        match state {
-            OplockState::Held => Self::Held,
-            OplockState::Breaking => Self::Breaking,
-        }
-    }
-}
-
-impl TryFrom<pb::OplockState> for OplockState {
-    type Error = WireError;
-
-    fn try_from(state: pb::OplockState) -> Result<Self, WireError> {
-        match state {
-            pb::OplockState::Unspecified => {
-                Err(WireError::invalid("OpenDescription", "oplock_state", UNSPECIFIED))
-            }
-            pb::OplockState::Held => Ok(Self::Held),
-            pb::OplockState::Breaking => Ok(Self::Breaking),
-        }
-    }
-}
-
-impl From<Durability> for pb::Durability {
-    fn from(durability: Durability) -> Self {
-        match durability {
-            Durability::DurableV1 => Self::V1,
-            Durability::DurableV2 => Self::V2,
-            Durability::Resilient => Self::Resilient,
-            Durability::Persistent => Self::Persistent,
-        }
-    }
-}
-
-impl TryFrom<pb::Durability> for Durability {
-    type Error = WireError;
-
-    fn try_from(durability: pb::Durability) -> Result<Self, WireError> {
-        match durability {
-            pb::Durability::Unspecified => {
-                Err(WireError::invalid("OpenDescription", "durability", UNSPECIFIED))
-            }
-            pb::Durability::V1 => Ok(Self::DurableV1),
-            pb::Durability::V2 => Ok(Self::DurableV2),
-            pb::Durability::Resilient => Ok(Self::Resilient),
-            pb::Durability::Persistent => Ok(Self::Persistent),
-        }
-    }
+/// An epoch, which has sixteen bits in SMB2.
+pub(super) fn epoch(message: &'static str, epoch: u32) -> Result<LeaseEpoch, WireError> {
+    let checked = u16::try_from(epoch)
+        .map_err(|_| WireError::invalid(message, "epoch", format!("{epoch} exceeds {}", u16::MAX)))?;
+    Ok(LeaseEpoch(checked))
 }
