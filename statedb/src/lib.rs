@@ -7,6 +7,19 @@
 //! - [`store`] is bytes in, bytes out: the write-ahead log and the stored copy of the applied state,
 //!   checked by crc32 wherever a byte could rot. It does not know what an open is.
 //!
+//! # Who decides
+//!
+//! An SMB server says when it registers who decides between its opens and those of others ([`Arbiter`]).
+//!
+//! - *The cluster.* The server asks before it opens ([`Create`]), for every open, durable or not. Share modes, oplocks,
+//!   leases, byte-range locks, reconnects, replays and deletions are decided here, by the rules of `SEMANTICS.md`. Several
+//!   such servers can serve one share at the same time. What has to be broken is told by [`Event`]s, and what waits for a
+//!   break is decided in the very entry that ends it.
+//! - *The server itself*, as a Samba that stands alone. It reports what it has decided. Since it knows no other server's
+//!   opens, a share has one serving node at a time; an open that contradicts another server's all the same is refused.
+//! - *Servers that are coherent among themselves*, as Samba is under CTDB. What they report is recorded, and a contradiction
+//!   is made known.
+//!
 //! # A worked log
 //!
 //! ```text
@@ -31,6 +44,9 @@
 //! - An open of a share that has a serving node lives in that node, or is an orphan.
 //! - A disconnected open has a deadline, which does not move; an open whose deadline has passed does not
 //!   come back.
+//! - Of opens that the cluster has decided on, none excludes another one of its file, and who caches writes is alone.
+//! - A request waits only while a break is under way that it waits for, and a break ends by an acknowledgement, by its
+//!   deadline, or with its holder.
 //! - An open that lost its SMB server is one that the protocol keeps: handle caching, no break in flight.
 //! - Ownership of an open or a share goes from one node to another only by way of nobody.
 //! - A node's incarnation never decreases; one that was superseded or declared down is never up again.
@@ -39,9 +55,12 @@
 //!
 //! # What is left out
 //!
-//! Share-mode and lease conflicts between opens are decided by the SMB server, which sees all opens of
-//! a share because a share has one serving node at a time. The tables that let the cluster decide them
-//! itself are not here yet.
+//! - Sessions, connections, volatile ids and [`ChannelSequence`]s: they die with their node. An open carries the id of its
+//!   session, so that another node can take it over.
+//! - Opens that are not durable, of SMB servers that decide themselves: nobody else needs to know them.
+//! - The file system: names, sizes, times and data are the SMB server's to look after. It finds the file, and checks the
+//!   user's access, before it asks.
+//! - Waiting for byte-range locks: a server whose client waits asks again.
 
 pub mod state;
 pub mod store;
