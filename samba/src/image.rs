@@ -23,8 +23,9 @@ use std::sync::Arc;
 
 use frame::{Database, RecordKey};
 use statedb::{
-    ByteRangeLock, ClientGuid, CreateGuid, CreateOptions, Durability, DurableFileId, FileKey, Lease,
-    LeaseEpoch, LeaseKey, LeaseVersion, OpenDescription, Oplock, OplockState, ShareName, Sid,
+    AppInstance, ByteRangeLock, ClientGuid, CreateAction, CreateGuid, CreateOptions, Durability,
+    DurableFileId, FileKey, Lease, LeaseEpoch, LeaseKey, LeaseVersion, OpenDescription, Oplock, OplockState,
+    ShareName, Sid,
 };
 use thiserror::Error;
 
@@ -293,14 +294,22 @@ impl OpenImage {
             durable_file_id: open.open_persistent_id,
             create_guid: open.create_guid,
             client_guid: open.client_guid,
-            app_instance_id: (open.app_instance_id != [0; 16]).then_some(open.app_instance_id),
-            durable_owner: Sid(open.open_owner.to_string()),
+            app_instance: (open.app_instance_id != [0; 16])
+                .then_some(AppInstance { id: open.app_instance_id, version: None }),
+            durable_owner: Sid(open.open_owner.to_string().into()),
             share,
-            path: self.path().to_owned(),
+            path: self.path().into(),
             file: self.file(),
+            // smbd makes no open of a directory durable, and this Samba knows no leases on directories.
+            is_directory: false,
+            parent_directory: None,
             granted_access: self.entry.access_mask,
             share_access: self.entry.share_access,
             create_options: CreateOptions::default(),
+            // smbd's records say neither what became of the file nor whether a replay is possible: it answers replays from
+            // its own memory.
+            create_action: CreateAction::default(),
+            is_replay_eligible: false,
             oplock: self.oplock(),
             oplock_state: if breaking { OplockState::Breaking } else { OplockState::Held },
             durability: if open.create_guid == CreateGuid::default() {
@@ -321,6 +330,7 @@ impl OpenImage {
             lock_sequence_array: open.lock_sequence_array.to_vec(),
             delete_on_close: self.data.delete_tokens.marks.iter().any(marked),
             position: self.cookie().position,
+            allocation_size: self.cookie().initial_allocation_size,
             image: Arc::from(self.encode()),
         }
     }
@@ -333,7 +343,13 @@ impl OpenImage {
                     0 | 1 => (LeaseVersion::V1, LeaseEpoch::default()),
                     _ => (LeaseVersion::V2, lease.epoch),
                 };
-                Oplock::Lease(Lease { key: self.entry.lease_key, state: lease.current_state, epoch, version })
+                Oplock::Lease(Lease {
+                    key: self.entry.lease_key,
+                    state: lease.current_state,
+                    epoch,
+                    version,
+                    parent: None,
+                })
             }
             None => oplock_level(&self.entry).unwrap_or(Oplock::None),
         }

@@ -33,8 +33,8 @@ fn every_durable_open_is_captured_and_its_image_survives_encoding() {
 #[test]
 fn open_with_a_lease_is_described() {
     let open = Situation::load("rwh_v2_locks").image().describe(share());
-    assert_eq!(open.durable_owner.0, "S-1-5-21-1-2-3-1000");
-    assert_eq!(open.path, "report.docx");
+    assert_eq!(&*open.durable_owner.0, "S-1-5-21-1-2-3-1000");
+    assert_eq!(&*open.path, "report.docx");
     assert_eq!(open.durability, Durability::DurableV2);
     assert_eq!(open.durable_open_timeout, Millis(60_000));
     assert_eq!((open.granted_access, open.share_access), (AccessMask(0x12_019F), ShareAccess(7)));
