@@ -95,10 +95,10 @@ impl State {
         }
     }
 
-    /// Once something was done through an open, a CREATE cannot be the replay of its own any more; but for a
-    /// persistent open, of which the client may never have heard (MS-SMB2 3.3.5.14, 3.3.5.22).
+    /// Once something was done through an open, its client has heard of it, and a CREATE cannot be the replay of its own
+    /// any more (MS-SMB2 3.3.5.14, 3.3.5.22).
     pub(super) fn clear_replay_eligible(&mut self, id: DurableFileId) {
-        self.edit_open(id, |open| open.is_replay_eligible &= open.durability == Durability::Persistent);
+        self.edit_open(id, |open| open.is_replay_eligible = false);
     }
 
     /// What waits to be done through an open waits no more.

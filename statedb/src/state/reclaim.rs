@@ -44,7 +44,7 @@ impl State {
             open.description.delete_on_close || self.deletes.contains_key(&open.description.file);
         check_reconnect(open, create, reconnect, is_delete_on_close)?;
         if let Reconnect::V2(_) = reconnect {
-            self.check_can_be_told_by_its_lease(open)?;
+            self.check_lease_is_of_no_other_persistent_open(open)?;
         }
         check_cluster_decides(open)?;
         let opened = Opened {
@@ -82,9 +82,9 @@ impl State {
             .ok_or(Rejection::OpenNotFound(id))
     }
 
-    /// Refuses a persistent open without handle caching whose lease another persistent open has too: Windows would not
-    /// know which of them a break is for (MS-SMB2 appendix A, note on 3.3.5.9.12).
-    fn check_can_be_told_by_its_lease(&self, open: &Open) -> Result<(), Rejection> {
+    /// Refuses a persistent open without handle caching whose lease another persistent open has too, as Windows does
+    /// (MS-SMB2 appendix A, note on 3.3.5.9.12). The client may ask again when the other one is closed.
+    fn check_lease_is_of_no_other_persistent_open(&self, open: &Open) -> Result<(), Rejection> {
         let description = &open.description;
         let Some(lease) = description.lease_id() else { return Ok(()) };
         let is_another_persistent_one = |other: &Open| {
@@ -470,7 +470,8 @@ mod tests {
     }
 
     /// row 4.2.9: DHnC, no session has it.
-    /// row 4.3.8: DH2C, likewise; but a persistent one is taken over by another session.
+    /// row 4.3.8: DH2C, likewise.
+    /// row 4.3.8.persistent: but a persistent one is taken over by another session.
     #[test]
     fn an_open_that_a_session_has_is_taken_over_if_it_is_persistent_alone() {
         let connected_there = Err(Rejection::OpenConnected { open: ID, owner: OWNER });
