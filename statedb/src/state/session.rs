@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use super::event::EventKind;
 use super::ids::{DurableFileId, Owner, SessionId, ShareName, Sid};
 use super::open::Open;
-use super::outcome::Outcome;
+use super::outcome::{Outcome, Rejection};
 use super::state::State;
 use super::waiting::Awaited;
 
@@ -46,10 +46,24 @@ impl State {
         let closed = self.ids_of_session(session, |open| {
             open.connected_through() == Some(owner) && open.description.share == *share
         });
+        self.cancel_waiting_of_tree_connect(owner, session, share);
         for id in &closed {
             self.close_open(*id, None);
         }
         Outcome::SessionEnded { disconnected: Vec::new(), closed }
+    }
+
+    /// What waits to be opened would have no tree connect to be opened in.
+    fn cancel_waiting_of_tree_connect(&mut self, owner: Owner, session: SessionId, share: &ShareName) {
+        for index in self.waiting.of_owner(owner) {
+            if let Some(Awaited::Create { create, .. }) =
+                self.waiting.get(index).map(|waiting| &waiting.awaited)
+                && create.client.session == session
+                && create.share.name == *share
+            {
+                self.cancel_waiting(index, Rejection::Cancelled);
+            }
+        }
     }
 
     /// Keeps or closes opens that have lost their session, as the protocol says. What lived in the SMB server of `owner`
@@ -80,5 +94,103 @@ impl State {
             Awaited::Operation { .. } => false,
         });
         opens.filter_map(Open::holder).chain(waiting.map(|waiting| waiting.owner)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::command::{Command, Proposer, Request};
+    use crate::state::create::{Create, CreateContexts};
+    use crate::state::fixtures::{OWNER, SESSION, create};
+    use crate::state::ids::{ClientGuid, FileKey, Instance, LogId};
+    use crate::state::limits::Limits;
+    use crate::state::node::Arbiter;
+    use crate::state::oplock::Oplock;
+    use crate::state::time::Timestamp;
+
+    const OTHER_SESSION: SessionId = SessionId(71);
+
+    /// A state with one SMB server, of which everything is asked.
+    struct Asked(State);
+
+    impl Asked {
+        fn new() -> Self {
+            let mut asked = Self(State::new(Limits::DEFAULT));
+            let instance = Instance([1; 16]);
+            asked.apply(Command::RegisterNode { node: OWNER.node, instance, arbiter: Arbiter::Cluster });
+            asked
+        }
+
+        fn apply(&mut self, command: Command) -> Outcome {
+            let index = self.0.applied().map_or(0, |applied| applied.index + 1);
+            let outcome = self.0.apply(LogId { term: 1, index }, Timestamp(0), &command);
+            self.0.check_invariants();
+            outcome
+        }
+
+        fn ask(&mut self, request: Request) -> Outcome {
+            let sequence = self.0.applied().map_or(0, |applied| applied.index);
+            let proposer = Proposer { owner: OWNER, sequence, first_outstanding: 0 };
+            self.apply(Command::FromSmbNode { proposer, request })
+        }
+
+        /// Somebody has a batch oplock on one file in each of two shares, and each of two sessions waits for both.
+        fn with_two_sessions_that_wait_for_two_shares() -> Self {
+            let mut asked = Self::new();
+            for (inode, share) in [(1, "data"), (2, "scratch")] {
+                for (client, session) in [(1, SessionId(1)), (2, SESSION), (2, OTHER_SESSION)] {
+                    let mut create = Create {
+                        file: FileKey { device: 1, inode, extid: 0 },
+                        ..create(Oplock::Batch, CreateContexts::default())
+                    };
+                    create.share.name = ShareName::new(share);
+                    create.client.client_guid = ClientGuid([client; 16]);
+                    create.client.session = session;
+                    asked.ask(Request::Create(Box::new(create)));
+                }
+            }
+            assert_eq!(asked.waiting().len(), 4);
+            asked
+        }
+
+        /// The sessions and shares of the CREATEs that wait.
+        fn waiting(&self) -> Vec<(SessionId, &str)> {
+            let creates = self.0.waiting.iter().filter_map(|waiting| match &waiting.awaited {
+                Awaited::Create { create, .. } => Some((create.client.session, create.share.name.as_str())),
+                Awaited::Operation { .. } => None,
+            });
+            creates.collect()
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_session_ends_its_waiting() {
+        let mut asked = Asked::with_two_sessions_that_wait_for_two_shares();
+        asked.ask(Request::EndSession(SESSION));
+        assert_eq!(asked.waiting(), [(OTHER_SESSION, "data"), (OTHER_SESSION, "scratch")]);
+    }
+
+    #[test]
+    fn the_end_of_a_tree_connect_ends_the_waiting_for_its_share() {
+        let mut asked = Asked::with_two_sessions_that_wait_for_two_shares();
+        asked.ask(Request::EndTreeConnect { session: SESSION, share: ShareName::new("data") });
+        assert_eq!(
+            asked.waiting(),
+            [(OTHER_SESSION, "data"), (SESSION, "scratch"), (OTHER_SESSION, "scratch")]
+        );
+    }
+
+    /// row 3.1.takeover.other-user: the session of another user is left alone, with what waits in it.
+    #[test]
+    fn a_session_that_is_replaced_waits_no_more_unless_it_is_another_users() {
+        let mut asked = Asked::with_two_sessions_that_wait_for_two_shares();
+        let waiting_before = asked.waiting().len();
+        let user = create(Oplock::None, CreateContexts::default()).client.user;
+        let replace = |user| Request::ReplaceSession { previous: SESSION, user };
+        asked.ask(replace(Sid("S-1-1-0".into())));
+        assert_eq!(asked.waiting().len(), waiting_before);
+        asked.ask(replace(user));
+        assert_eq!(asked.waiting(), [(OTHER_SESSION, "data"), (OTHER_SESSION, "scratch")]);
     }
 }
