@@ -122,7 +122,7 @@ mod tests {
         }
     }
 
-    /// row 7.channel-sequence
+    /// row 7.channel-sequence: a replay and what is under way.
     #[test]
     fn replay_waits_for_what_it_may_repeat() {
         let mut open = ChannelSequence::new(5);
@@ -140,7 +140,7 @@ mod tests {
         assert_eq!(open, ChannelSequence { generation: 1, ..ChannelSequence::new(6) });
     }
 
-    /// row 7.channel-sequence
+    /// row 7.channel-sequence: 16 bits turn over.
     #[test]
     fn request_that_outlasts_a_full_turn_is_still_counted_as_one_before() {
         let mut open = ChannelSequence::new(0);

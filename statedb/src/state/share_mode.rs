@@ -78,3 +78,94 @@ fn takes_part((access, _): ShareMode) -> bool {
 fn does_not_share((_, share): ShareMode, (access, _): ShareMode) -> bool {
     SHARED_FOR.iter().any(|(shared, needed_for)| access.0 & needed_for != 0 && share.0 & shared == 0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::ids::LeaseKey;
+    use crate::state::oplock::{Lease, LeaseEpoch, LeaseState, LeaseVersion};
+
+    /// The kinds of access that are told apart, each with the share bit that it needs.
+    const KINDS: [(u32, u32); 5] = [
+        (AccessMask::READ_DATA, ShareAccess::READ),
+        (AccessMask::EXECUTE, ShareAccess::READ),
+        (AccessMask::WRITE_DATA, ShareAccess::WRITE),
+        (AccessMask::APPEND_DATA, ShareAccess::WRITE),
+        (AccessMask::DELETE, ShareAccess::DELETE),
+    ];
+    /// Whatever else an open may be granted.
+    const REST: u32 = !(AccessMask::READ_DATA
+        | AccessMask::EXECUTE
+        | AccessMask::WRITE_DATA
+        | AccessMask::APPEND_DATA
+        | AccessMask::DELETE);
+
+    #[test]
+    fn opens_exclude_each_other_unless_each_shares_what_the_other_may_do() {
+        // Every set of access and every set of shared access, on both sides.
+        let access = |set: u32| {
+            KINDS
+                .iter()
+                .enumerate()
+                .filter(|(bit, _)| set & 1 << bit != 0)
+                .fold(0, |mask, (_, kind)| mask | kind.0)
+        };
+        let needs = |set: u32| {
+            KINDS
+                .iter()
+                .enumerate()
+                .filter(|(bit, _)| set & 1 << bit != 0)
+                .fold(0, |mask, (_, kind)| mask | kind.1)
+        };
+        for (one, other) in (0..32).flat_map(|one| (0..32).map(move |other| (one, other))) {
+            for (one_shares, other_shares) in (0..8).flat_map(|one| (0..8).map(move |other| (one, other))) {
+                let get_along = one == 0
+                    || other == 0
+                    || (needs(other) & !one_shares == 0 && needs(one) & !other_shares == 0);
+                for rest in [0, REST] {
+                    let one = (AccessMask(access(one) | rest), ShareAccess(one_shares));
+                    let other = (AccessMask(access(other) | rest), ShareAccess(other_shares));
+                    assert_eq!(excludes(one, other), !get_along, "{one:?} {other:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn stat_opens_reach_attributes_alone() {
+        let stat = AccessMask::READ_ATTRIBUTES | AccessMask::WRITE_ATTRIBUTES | AccessMask::SYNCHRONIZE;
+        for bit in 0..u32::BITS {
+            let is_stat = stat & 1 << bit != 0;
+            assert_eq!(AccessMask(1 << bit).is_stat_only(), is_stat, "bit {bit}");
+            assert_eq!(AccessMask(stat | 1 << bit).is_stat_only(), is_stat, "bit {bit}");
+        }
+        assert!(AccessMask(0).is_stat_only());
+    }
+
+    /// What smbtorture's lease.statopen4 and oplock.statopen1 find.
+    #[test]
+    fn read_control_breaks_oplocks_and_leaves_leases_alone() {
+        let lease = Lease {
+            key: LeaseKey([1; 16]),
+            state: LeaseState(LeaseState::READ),
+            epoch: LeaseEpoch(1),
+            version: LeaseVersion::V2,
+            parent: None,
+        };
+        let attributes = AccessMask::READ_ATTRIBUTES | AccessMask::SYNCHRONIZE;
+        for (held, for_attributes, for_security) in [
+            (Oplock::LevelII, true, false),
+            (Oplock::Exclusive, true, false),
+            (Oplock::Batch, true, false),
+            (Oplock::Lease(lease), true, true),
+        ] {
+            assert_eq!(AccessMask(attributes).leaves_alone(held), for_attributes, "{held}");
+            assert_eq!(
+                AccessMask(attributes | AccessMask::READ_CONTROL).leaves_alone(held),
+                for_security,
+                "{held}"
+            );
+            assert!(!AccessMask(attributes | AccessMask::READ_DATA).leaves_alone(held), "{held}");
+        }
+    }
+}
