@@ -196,3 +196,86 @@ impl fmt::Display for CloseReason {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::ids::{ClientGuid, Incarnation, LeaseKey, NodeId};
+
+    const OPEN: DurableFileId = DurableFileId(7);
+    const OWNER: Owner = Owner { node: NodeId(1), incarnation: Incarnation(2) };
+    const FILE: FileKey = FileKey { device: 0xFD01, inode: 42, extid: 0 };
+
+    #[test]
+    fn every_event_is_one_line() {
+        let until = Some(Timestamp(35_000));
+        let lease_break = |ack_until| EventKind::LeaseBreak {
+            lease: LeaseId { client_guid: ClientGuid([1; 16]), key: LeaseKey([9; 16]) },
+            from: LeaseState(LeaseState::READ | LeaseState::HANDLE),
+            to: LeaseState(LeaseState::READ),
+            epoch: LeaseEpoch(3),
+            version: LeaseVersion::V2,
+            ack_until,
+        };
+        let other = DurableFileId(8);
+        for (kind, line) in [
+            (
+                EventKind::OplockBreak { open: OPEN, to: OplockLevel::LevelII, ack_until: until },
+                "oplock-break open=7 to=level2 ack until=35s",
+            ),
+            (
+                EventKind::OplockBreak { open: OPEN, to: OplockLevel::None, ack_until: None },
+                "oplock-break open=7 to=none no ack",
+            ),
+            (
+                lease_break(until),
+                "lease-break key=09090909090909090909090909090909 RH->R epoch=3 ack until=35s",
+            ),
+            (lease_break(None), "lease-break key=09090909090909090909090909090909 RH->R epoch=3 no ack"),
+            (
+                EventKind::RequestFinished { sequence: 5, outcome: Outcome::Proceed },
+                "request-finished sequence=5 proceed",
+            ),
+            (EventKind::SessionReplaced { session: SessionId(70) }, "session-replaced session=70"),
+            (
+                EventKind::DeleteFile { file: FILE, share: ShareName::new("data"), path: "a.txt".into() },
+                "delete-file file=fd01:42:0 share=data path=a.txt",
+            ),
+            (EventKind::NodeUp { owner: OWNER }, "node-up 1.2"),
+            (
+                EventKind::NodeDown { owner: OWNER, disconnected: 3, closed: 4 },
+                "node-down 1.2 disconnected=3 closed=4",
+            ),
+            (
+                EventKind::ConflictRefused { open: OPEN, with: other, holder: Some(OWNER) },
+                "conflict-refused open=7 with=8 of 1.2",
+            ),
+            (
+                EventKind::ConflictRefused { open: OPEN, with: other, holder: None },
+                "conflict-refused open=7 with=8",
+            ),
+            (EventKind::Contradiction { open: OPEN, with: other }, "contradiction open=7 with=8"),
+        ] {
+            assert_eq!(kind.to_string(), line);
+        }
+        for (reason, name) in [
+            (CloseReason::Expired, "expired"),
+            (CloseReason::Purged, "purged"),
+            (CloseReason::ConnectionLost, "connection-lost"),
+            (CloseReason::AppInstanceReplaced, "app-instance-replaced"),
+            (CloseReason::SessionReplaced, "session-replaced"),
+            (CloseReason::Reclaimed, "reclaimed"),
+        ] {
+            let kind = EventKind::OpenClosed { open: OPEN, reason };
+            assert_eq!(kind.to_string(), format!("open-closed open=7 reason={name}"));
+        }
+    }
+
+    #[test]
+    fn an_event_says_who_has_to_act() {
+        let kind = EventKind::NodeUp { owner: OWNER };
+        let told = Event { sequence: 9, to: Some(OWNER), kind };
+        assert_eq!(told.to_string(), "event 9 to 1.2: node-up 1.2");
+        assert_eq!(Event { to: None, ..told }.to_string(), "event 9: node-up 1.2");
+    }
+}
