@@ -90,7 +90,7 @@ pub(super) fn allowed_by_share(create: &Create) -> Oplock {
         Oplock::None => Oplock::None,
         Oplock::LevelII | Oplock::Exclusive | Oplock::Batch => Oplock::LevelII,
         Oplock::Lease(lease) => {
-            Oplock::Lease(Lease { state: LeaseState(lease.state.0 & LeaseState::READ), ..lease })
+            Oplock::Lease(Lease { state: lease.state.and(LeaseState(LeaseState::READ)), ..lease })
         }
     }
 }

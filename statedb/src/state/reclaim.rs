@@ -100,8 +100,8 @@ impl State {
         Ok(())
     }
 
-    /// Gives an open to a client that has come for it, in a session of `owner`. Where it has been so far is told, unless
-    /// that is the SMB server that has it now and knows.
+    /// Gives an open to a client that has come for it, in a session of `owner`. The SMB server that has had it so far
+    /// is told, unless that is the one that gets it and knows.
     pub(super) fn hand_over(&mut self, id: DurableFileId, owner: Owner, session: SessionId) {
         let Some(open) = self.opens.get(id) else { return };
         let (holder, was_connected) = (open.holder(), open.connected_through().is_some());

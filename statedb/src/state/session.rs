@@ -66,8 +66,8 @@ impl State {
         }
     }
 
-    /// Keeps or closes opens that have lost their session, as the protocol says. What lived in the SMB server of `owner`
-    /// goes on living there; the others are orphans, so that any node may have them.
+    /// Keeps or closes opens that have lost their session, as the protocol says. What lived in the SMB server of
+    /// `owner` goes on living there; the others are orphans, so that any node may have them.
     fn lose_opens(&mut self, owner: Owner, ids: Vec<DurableFileId>) -> Outcome {
         let (mut disconnected, mut closed) = (Vec::new(), Vec::new());
         for id in ids {
