@@ -1,6 +1,6 @@
 # What a developer runs. `make check` is the gate and writes nothing outside target/.
 
-.PHONY: check fix test docs demo
+.PHONY: check fix test fuzz docs demo
 
 check: test
 	cargo fmt --all -- --check
@@ -9,6 +9,13 @@ check: test
 
 test:
 	cargo test --workspace
+
+# How long each fuzz target runs.
+FUZZ_SECONDS ?= 60
+
+fuzz:
+	cargo fmt --manifest-path fuzz/Cargo.toml -- --check
+	fuzz/run $(FUZZ_SECONDS)
 
 fix:
 	cargo fmt --all
