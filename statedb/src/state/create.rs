@@ -284,6 +284,8 @@ impl State {
         };
         let state = OpenState::Connected { owner, session: Some(create.client.session) };
         self.put_open(Open { description, arbiter: Arbiter::Cluster, state });
+        // The lease of a lost persistent open may have a break that was saved. Here is a client that can answer it.
+        self.ask_for_saved_break(id);
         if create.create_action != CreateAction::Opened {
             self.break_parent(id, owner);
         }
