@@ -40,6 +40,17 @@ enum Verb {
         #[arg(long)]
         disconnected: bool,
     },
+    /// Shows what has happened in the cluster: breaks, nodes that came and went, opens that were closed.
+    Events {
+        #[command(flatten)]
+        target: Target,
+        /// Only events after the one with this number; without it, all that the node keeps.
+        #[arg(long, value_name = "N")]
+        after: Option<u64>,
+        /// Goes on with what happens next; without --after, begins with that.
+        #[arg(long)]
+        follow: bool,
+    },
 }
 
 /// Whom to ask, and how to show the answer.
@@ -62,7 +73,7 @@ pub enum Output {
     /// For people.
     #[default]
     Table,
-    /// For programs: one JSON document.
+    /// For programs: one JSON document; of events, one a line.
     Json,
 }
 
@@ -75,6 +86,7 @@ pub fn main() -> ExitCode {
         Verb::Handles { target, share, node, disconnected } => {
             query::handles(&target, query::HandlesFilter { share, node, disconnected })
         }
+        Verb::Events { target, after, follow } => query::events(&target, after, follow),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -10,13 +10,27 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
-use statedb::Limits;
+use statedb::{Limits, Millis};
 
 use crate::telemetry;
 
 /// Slots into which Samba's persistent ids are divided, so that two nodes never draw the same one. A node's
 /// slot is the position of its id among the cluster's ids.
 const NODES_MAX: usize = 8;
+
+/// The most opens that can be configured: at 2 KiB each they take 32 GiB.
+const OPENS_MAX_MAX: u64 = 16_000_000;
+
+/// The most waiting CREATEs that can be configured: at 2 KiB each they take 2 GiB.
+const WAITING_MAX_MAX: u64 = 1_000_000;
+
+/// The most locks of one open that can be configured: some 300 KiB in a message between nodes, of which a snapshot
+/// sends 32 opens at once.
+const LOCKS_MAX_MAX: u64 = 16_384;
+
+/// The longest wait for the acknowledgement of a break that can be configured. SMB clients wait for an answer for
+/// some minutes at most.
+const BREAK_TIMEOUT_MAX_MS: u64 = 10 * 60 * 1000;
 
 /// The longest path that a unix socket can have: `sun_path` without the zero at its end.
 const SOCKET_PATH_LEN_MAX: usize = 107;
@@ -78,12 +92,24 @@ pub struct Timing {
     pub node_down_after_ms: u64,
 }
 
-/// See [`Limits`].
+/// How much the replicated state may hold, and how long it waits for clients. See [`Limits`].
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LimitsConfig {
     /// Opens in the cluster.
     pub opens_max: u64,
+    /// CREATEs in the cluster that wait until others have given up what they cache.
+    pub waiting_max: u64,
+    /// Byte-range locks of one open.
+    pub locks_max: u64,
+    /// How long a client may take to acknowledge a break before it is taken to have given up what it cached.
+    pub break_timeout_ms: u64,
+    /// The same for the oplock of a persistent open.
+    pub persistent_oplock_break_timeout_ms: u64,
+    /// The same for the lease of a persistent open.
+    pub persistent_lease_break_timeout_ms: u64,
+    /// For how long a client may ask an open to be resilient.
+    pub resiliency_timeout_max_ms: u64,
 }
 
 /// What this node is.
@@ -97,6 +123,9 @@ pub struct NodeConfig {
     /// Where the Raft log and the stored copy of the state are kept. On a disk of its own, if there is one:
     /// every grant waits for a sync of this directory on a quorum of nodes.
     pub data_dir: PathBuf,
+    /// Where an SMB server on this machine reaches its sidecar, beside the address above: a unix socket that its
+    /// owner and its group may use. The socket serves SMB servers alone; peers and operators use the address.
+    pub handle_socket: Option<PathBuf>,
     /// What to log, as `tracing` writes filters: `info`, `node=debug`.
     #[serde(default = "default_log")]
     pub log: String,
@@ -142,7 +171,58 @@ impl Default for Timing {
 
 impl Default for LimitsConfig {
     fn default() -> Self {
-        Self { opens_max: Limits::DEFAULT.opens_max }
+        let limits = Limits::DEFAULT;
+        Self {
+            opens_max: limits.opens_max,
+            waiting_max: limits.waiting_max,
+            locks_max: limits.locks_max,
+            break_timeout_ms: limits.break_timeout.0,
+            persistent_oplock_break_timeout_ms: limits.persistent_oplock_break_timeout.0,
+            persistent_lease_break_timeout_ms: limits.persistent_lease_break_timeout.0,
+            resiliency_timeout_max_ms: limits.resiliency_timeout_max.0,
+        }
+    }
+}
+
+impl LimitsConfig {
+    fn problems(&self, problems: &mut Vec<String>) {
+        let Self {
+            opens_max,
+            waiting_max,
+            locks_max,
+            break_timeout_ms,
+            persistent_oplock_break_timeout_ms,
+            persistent_lease_break_timeout_ms,
+            resiliency_timeout_max_ms,
+        } = *self;
+        for (name, value, max, why) in [
+            ("opens_max", opens_max, OPENS_MAX_MAX, "no node has the memory for more"),
+            ("waiting_max", waiting_max, WAITING_MAX_MAX, "no node has the memory for more"),
+            ("locks_max", locks_max, LOCKS_MAX_MAX, "a message between nodes holds no more"),
+            ("break_timeout_ms", break_timeout_ms, BREAK_TIMEOUT_MAX_MS, "those who wait would give up"),
+            (
+                "persistent_oplock_break_timeout_ms",
+                persistent_oplock_break_timeout_ms,
+                BREAK_TIMEOUT_MAX_MS,
+                "those who wait would give up",
+            ),
+            (
+                "persistent_lease_break_timeout_ms",
+                persistent_lease_break_timeout_ms,
+                BREAK_TIMEOUT_MAX_MS,
+                "those who wait would give up",
+            ),
+            (
+                "resiliency_timeout_max_ms",
+                resiliency_timeout_max_ms,
+                Limits::DEFAULT.durable_open_timeout_max.0,
+                "no open outlives its connection for longer",
+            ),
+        ] {
+            if !(1..=max).contains(&value) {
+                problems.push(format!("[cluster.limits] {name} = {value}: must be 1 to {max}; {why}"));
+            }
+        }
     }
 }
 
@@ -237,14 +317,17 @@ impl SambaConfig {
         for (name, _) in paths.iter().filter(|(_, path)| path.as_os_str().is_empty()) {
             problems.push(format!("[samba] {name}: must not be empty"));
         }
-        let socket_len = self.run_dir.join(frame::SOCKET_FILE).as_os_str().len();
-        if socket_len > SOCKET_PATH_LEN_MAX {
-            problems.push(format!(
-                "[samba] run_dir = {:?}: the path of the socket in it has {socket_len} bytes, more than {SOCKET_PATH_LEN_MAX}; choose a shorter one",
-                self.run_dir
-            ));
-        }
+        let socket = self.run_dir.join(frame::SOCKET_FILE);
+        problems.extend(too_long_for_a_socket("[samba] run_dir", &self.run_dir, &socket));
     }
+}
+
+/// What is wrong with a setting that puts a unix socket at `socket`, if its path is too long.
+fn too_long_for_a_socket(setting: &str, value: &Path, socket: &Path) -> Option<String> {
+    let len = socket.as_os_str().len();
+    (len > SOCKET_PATH_LEN_MAX).then(|| {
+        format!("{setting} = {value:?}: the path of the socket has {len} bytes, more than {SOCKET_PATH_LEN_MAX}; choose a shorter one")
+    })
 }
 
 /// Whether an address can be one: a port, and before it a name, an IPv4 address, or an IPv6 address in brackets.
@@ -356,14 +439,18 @@ impl Config {
             problems.push("[cluster] nodes: two of them have the same address".to_owned());
         }
         self.cluster.timing.problems(&mut problems);
-        if self.cluster.limits.opens_max == 0 {
-            problems.push("[cluster.limits] opens_max = 0: nothing could be granted".to_owned());
-        }
+        self.cluster.limits.problems(&mut problems);
         if !nodes.iter().any(|member| member.id == self.node.id) {
             problems.push(format!("[node] id = {}: the cluster has no such node", self.node.id));
         }
         if self.node.data_dir.as_os_str().is_empty() {
             problems.push("[node] data_dir: must not be empty".to_owned());
+        }
+        if let Some(path) = &self.node.handle_socket {
+            if path.as_os_str().is_empty() {
+                problems.push("[node] handle_socket: must not be empty; leave it away for none".to_owned());
+            }
+            problems.extend(too_long_for_a_socket("[node] handle_socket", path, path));
         }
         if let Err(error) = telemetry::filter(&self.node.log) {
             problems.push(format!("[node] log = {:?}: {error}", self.node.log));
@@ -403,7 +490,25 @@ impl ClusterConfig {
     /// The bounds of the replicated state.
     #[must_use]
     pub fn limits(&self) -> Limits {
-        Limits { opens_max: self.limits.opens_max, ..Limits::DEFAULT }
+        let LimitsConfig {
+            opens_max,
+            waiting_max,
+            locks_max,
+            break_timeout_ms,
+            persistent_oplock_break_timeout_ms,
+            persistent_lease_break_timeout_ms,
+            resiliency_timeout_max_ms,
+        } = self.limits;
+        Limits {
+            opens_max,
+            waiting_max,
+            locks_max,
+            break_timeout: Millis(break_timeout_ms),
+            persistent_oplock_break_timeout: Millis(persistent_oplock_break_timeout_ms),
+            persistent_lease_break_timeout: Millis(persistent_lease_break_timeout_ms),
+            resiliency_timeout_max: Millis(resiliency_timeout_max_ms),
+            ..Limits::DEFAULT
+        }
     }
 }
 
@@ -460,6 +565,69 @@ mod tests {
     }
 
     #[test]
+    fn limits_that_make_no_sense_are_refused_with_their_range() {
+        let problems = config(|config| {
+            config.cluster.limits = LimitsConfig {
+                opens_max: 0,
+                waiting_max: 0,
+                locks_max: 16_385,
+                break_timeout_ms: 0,
+                persistent_oplock_break_timeout_ms: 600_001,
+                persistent_lease_break_timeout_ms: u64::MAX,
+                resiliency_timeout_max_ms: 86_400_001,
+            }
+        });
+        for expected in [
+            "opens_max = 0: must be 1 to",
+            "waiting_max = 0: must be 1 to",
+            "locks_max = 16385: must be 1 to 16384",
+            " break_timeout_ms = 0: must be 1 to 600000",
+            "persistent_oplock_break_timeout_ms = 600001: must be",
+            "persistent_lease_break_timeout_ms = 18446744073709551615: must be",
+            "resiliency_timeout_max_ms = 86400001: must be 1 to 86400000",
+        ] {
+            assert!(problems.iter().any(|problem| problem.contains(expected)), "{expected}: {problems:?}");
+        }
+        assert_eq!(problems.len(), 7);
+    }
+
+    #[test]
+    fn the_limits_of_the_state_are_those_of_the_file() {
+        let limits = |text: &str| -> Limits {
+            let nodes = "[cluster]\nname = \"files\"\nnodes = []\n";
+            let node = "[node]\nid = 1\ndata_dir = \"/d\"\n";
+            let config: Config =
+                toml::from_str(&format!("{nodes}[cluster.limits]\n{text}{node}")).expect("well formed");
+            config.cluster.limits()
+        };
+        assert_eq!(limits(""), Limits::DEFAULT);
+        let text = "opens_max = 1\nwaiting_max = 2\nlocks_max = 3\nbreak_timeout_ms = 4\n\
+                    persistent_oplock_break_timeout_ms = 5\npersistent_lease_break_timeout_ms = 6\n\
+                    resiliency_timeout_max_ms = 7\n";
+        let expected = Limits {
+            opens_max: 1,
+            waiting_max: 2,
+            locks_max: 3,
+            break_timeout: Millis(4),
+            persistent_oplock_break_timeout: Millis(5),
+            persistent_lease_break_timeout: Millis(6),
+            resiliency_timeout_max: Millis(7),
+            ..Limits::DEFAULT
+        };
+        assert_eq!(limits(text), expected);
+    }
+
+    #[test]
+    fn a_socket_that_could_have_no_name_is_refused() {
+        let problems = config(|config| config.node.handle_socket = Some("".into()));
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(problems[0].contains("[node] handle_socket: must not be empty"));
+        let problems = config(|config| config.node.handle_socket = Some("/run/long".repeat(12).into()));
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(problems[0].contains("108 bytes, more than 107"), "{problems:?}");
+    }
+
+    #[test]
     fn the_fingerprint_tells_clusters_apart_but_not_nodes() {
         let load = |text: &str| -> Config { toml::from_str(text).expect("well formed") };
         let sample = |id: u64, name: &str, nodes: &str| {
@@ -473,5 +641,9 @@ mod tests {
         let (ab, ba) = (format!("{a}, {b}"), format!("{b}, {a}"));
         assert_eq!(sample(1, "files", &ab), sample(2, "files", &ba));
         assert_ne!(sample(1, "files", &ab), sample(1, "other", &ab));
+        let mut other =
+            load(&format!("[cluster]\nname = \"files\"\nnodes = [{ab}]\n[node]\nid = 1\ndata_dir = \"/d\""));
+        other.cluster.limits.break_timeout_ms += 1;
+        assert_ne!(sample(1, "files", &ab), other.cluster.fingerprint(), "replicas would decide otherwise");
     }
 }

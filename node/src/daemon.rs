@@ -11,16 +11,20 @@ use proto::pb::ops::v1::ops_client::OpsClient;
 use statedb::NodeId;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Endpoint, Server};
+use tonic::transport::Endpoint;
 use tracing::{info, warn};
 
 use crate::config::Config;
 use crate::lease::ServiceLease;
 use crate::liveness::{self, Leadership};
 use crate::raft::{RaftNode, RaftNodeConfig, RaftTiming};
-use crate::rpc::handles::HandlesService;
-use crate::rpc::{self, ops::OpsService};
+use crate::rpc::attach::AttachPoint;
+use crate::rpc::events::EventService;
+use crate::rpc::handles::HandleService;
+use crate::rpc::listen;
+use crate::rpc::ops::OpsService;
 use crate::smb::service::SmbService;
 
 /// How long this node's own address may take to answer. It is this process that answers.
@@ -83,20 +87,32 @@ async fn run_until_stopped(config: Arc<Config>) -> anyhow::Result<()> {
 
     let stop = CancellationToken::new();
     let lease = Arc::new(ServiceLease::new(timing.self_fence_after()));
-    let handles = HandlesService::new(
+    let point = AttachPoint::new(
         Arc::clone(&raft),
         Arc::clone(&lease),
         NodeId(config.node.id),
         config.samba.is_none(),
+        stop.clone(),
     );
     let answers = Arc::clone(&leadership);
-    let server = Server::builder()
+    let mut serving = JoinSet::new();
+    let server = listen::server()
         .add_service(raft.server(move |raft, owner| answers.answer(raft, owner)))
-        .add_service(handles.server())
+        .add_service(HandleService::server(Arc::clone(&raft), point.clone()))
+        .add_service(EventService::server(Arc::clone(&raft), point.clone()))
         .add_service(OpsService::server(Arc::clone(&config), Arc::clone(&raft), process_nonce));
-    let incoming = rpc::incoming(listener);
-    let serving = tokio::spawn(server.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned()));
+    serving.spawn(
+        server.serve_with_incoming_shutdown(listen::incoming(listener), stop.clone().cancelled_owned()),
+    );
     require_to_be_alone(&config, process_nonce).await?;
+    if let Some(path) = &config.node.handle_socket {
+        let server = listen::server()
+            .add_service(HandleService::server(Arc::clone(&raft), point.clone()))
+            .add_service(EventService::server(Arc::clone(&raft), point.clone()));
+        let incoming = listen::incoming(listen::at_socket(path)?);
+        serving.spawn(server.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned()));
+        info!(path = %path.display(), "SMB servers on this machine are served at a unix socket");
+    }
 
     tokio::spawn(liveness::lead(Arc::clone(&raft), Arc::clone(&leadership), stop.clone()));
     let beside = tokio::spawn(serve(
@@ -104,7 +120,7 @@ async fn run_until_stopped(config: Arc<Config>) -> anyhow::Result<()> {
         Arc::clone(&raft),
         Arc::clone(&leadership),
         lease,
-        handles,
+        point,
         stop.clone(),
     ));
 
@@ -124,7 +140,8 @@ async fn run_until_stopped(config: Arc<Config>) -> anyhow::Result<()> {
         info!(reason, "holdfast ends");
     }
     raft.shutdown().await;
-    if tokio::time::timeout(SHUTDOWN_WITHIN, serving).await.is_err() {
+    let served = async { while serving.join_next().await.is_some() {} };
+    if tokio::time::timeout(SHUTDOWN_WITHIN, served).await.is_err() {
         warn!("connections are still open, and are cut");
     }
     ended.map(drop)
@@ -136,12 +153,12 @@ async fn serve(
     raft: Arc<RaftNode>,
     leadership: Arc<Leadership>,
     lease: Arc<ServiceLease>,
-    handles: HandlesService,
+    point: AttachPoint,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let Some(samba) = &config.samba else {
         info!("no [samba] section: this node votes, and serves an SMB server that attaches to it over gRPC");
-        liveness::keep_alive(raft, leadership, lease, |owner| handles.fence(owner), stop).await;
+        liveness::keep_alive(raft, leadership, lease, |owner| point.fence(owner), stop).await;
         return Ok(());
     };
     // A restored state may be older than what this node promised; nobody is answered from it.

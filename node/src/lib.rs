@@ -9,6 +9,7 @@
 //! | [`raft`] | the one place that names openraft |
 //! | [`registration`], [`proposer`] | incarnations of this node's SMB service, and their requests, each answered exactly once |
 //! | [`liveness`], [`detector`], [`lease`] | who lives, who is declared down, who may serve until when |
+//! | [`events`] | the newest events of the cluster, for who listens to this node |
 //! | [`smb`] | the Samba beside this node |
 //! | [`rpc`] | the services for operators, and for SMB servers without a shim |
 //! | [`cli`], [`query`] | the command line |
@@ -18,6 +19,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod detector;
+pub mod events;
 pub mod lease;
 pub mod liveness;
 pub mod proposer;

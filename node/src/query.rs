@@ -3,10 +3,13 @@
 use anyhow::Context;
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{CellAlignment, Table};
+use proto::pb::events::v1::WatchRequest;
+use proto::pb::events::v1::event_service_client::EventServiceClient;
+use proto::pb::events::v1::watch_response::Response as Told;
 use proto::pb::ops::v1::ops_client::OpsClient;
 use proto::pb::ops::v1::{HandlesRequest, StatusRequest, StatusResponse};
 use serde_json::json;
-use statedb::{Open, OpenState, Oplock, Timestamp};
+use statedb::{Event, EventKind, Open, OpenState, OplockState, Timestamp};
 use std::time::Duration;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
@@ -35,7 +38,8 @@ pub struct HandlesFilter {
 /// If the node cannot be asked.
 pub fn status(target: &Target) -> anyhow::Result<()> {
     let response = asking(async {
-        let Node { address, mut client } = connect(target).await?;
+        let Node { address, channel } = connect(target).await?;
+        let mut client = OpsClient::new(channel);
         let response = client.status(StatusRequest {}).await.map_err(|status| no_answer(&address, status))?;
         Ok(response.into_inner())
     })?;
@@ -43,6 +47,7 @@ pub fn status(target: &Target) -> anyhow::Result<()> {
         Output::Json => pretty(&status_json(&response)),
         Output::Table => status_tables(&response),
     })
+    .map(drop)
 }
 
 /// `holdfast handles`.
@@ -58,7 +63,8 @@ pub fn handles(target: &Target, filter: HandlesFilter) -> anyhow::Result<()> {
         ..HandlesRequest::default()
     };
     let (now, opens) = asking(async {
-        let Node { address, mut client } = connect(target).await?;
+        let Node { address, channel } = connect(target).await?;
+        let mut client = OpsClient::new(channel);
         let failed = |status| no_answer(&address, status);
         let mut stream = client.handles(request).await.map_err(failed)?.into_inner();
         let (mut now, mut opens) = (Timestamp::default(), Vec::new());
@@ -79,6 +85,59 @@ pub fn handles(target: &Target, filter: HandlesFilter) -> anyhow::Result<()> {
         Output::Json => pretty(&opens.iter().map(|open| open_json(open, now)).collect()),
         Output::Table => handles_table(&opens, now),
     })
+    .map(drop)
+}
+
+/// `holdfast events`.
+///
+/// # Errors
+///
+/// If the node cannot be asked, or ends while it is followed.
+pub fn events(target: &Target, after: Option<u64>, follow: bool) -> anyhow::Result<()> {
+    asking(async {
+        let Node { address, channel } = connect(target).await?;
+        let failed = |status| no_answer(&address, status);
+        let status = OpsClient::new(channel.clone()).status(StatusRequest {}).await.map_err(failed)?;
+        let next_event = status.into_inner().next_event;
+        // From the beginning, if nothing else is said; what is not kept any more is said to be missing.
+        let after_sequence = if follow { after } else { after.or(Some(0)) };
+        let is_all = |seen: u64| !follow && seen >= next_event;
+        if is_all(after_sequence.map_or(0, |seen| seen.saturating_add(1))) {
+            return Ok(());
+        }
+        let request = WatchRequest { after_sequence, incarnation: None };
+        let mut stream = EventServiceClient::new(channel).watch(request).await.map_err(failed)?.into_inner();
+        loop {
+            let message = if follow {
+                stream.message().await
+            } else {
+                let message = tokio::time::timeout(ANSWERS_WITHIN, stream.message()).await;
+                message.unwrap_or_else(|_| {
+                    Err(Status::deadline_exceeded("the events have stopped in the middle"))
+                })
+            };
+            let next = match message.map_err(failed)?.and_then(|message| message.response) {
+                Some(Told::Event(event)) => {
+                    let event =
+                        Event::try_from(event).context("the node sent an event that makes no sense")?;
+                    if print(event_line(&event, target.output))? == Reader::Gone {
+                        return Ok(());
+                    }
+                    event.sequence.saturating_add(1)
+                }
+                Some(Told::Resync(resync)) => {
+                    // Beside what was asked for, which a program may read.
+                    eprintln!("holdfast: events before {} are not kept", resync.next_sequence);
+                    resync.next_sequence
+                }
+                Some(_) => continue,
+                None => anyhow::bail!("{address} has ended"),
+            };
+            if is_all(next) {
+                return Ok(());
+            }
+        }
+    })
 }
 
 fn asking<T>(question: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
@@ -89,7 +148,7 @@ fn asking<T>(question: impl Future<Output = anyhow::Result<T>>) -> anyhow::Resul
 /// The node that is asked.
 struct Node {
     address: String,
-    client: OpsClient<Channel>,
+    channel: Channel,
 }
 
 async fn connect(target: &Target) -> anyhow::Result<Node> {
@@ -106,7 +165,7 @@ async fn connect(target: &Target) -> anyhow::Result<Node> {
         .connect_timeout(ANSWERS_WITHIN)
         .timeout(ANSWERS_WITHIN);
     let channel = endpoint.connect().await.with_context(|| format!("no holdfast answers at {address}"))?;
-    Ok(Node { address, client: OpsClient::new(channel) })
+    Ok(Node { address, channel })
 }
 
 /// Tells silence from an answer that is none.
@@ -124,12 +183,19 @@ fn no_answer(address: &str, status: Status) -> anyhow::Error {
     }
 }
 
-fn print(text: String) -> anyhow::Result<()> {
+/// Whether somebody reads what is printed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reader {
+    Reads,
+    /// It has seen enough, as `head` has at some point, which is no error.
+    Gone,
+}
+
+fn print(text: String) -> anyhow::Result<Reader> {
     use std::io::Write;
-    // A reader that has seen enough, such as `head`, is no error.
     match writeln!(std::io::stdout(), "{}", text.trim_end()) {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        written => Ok(written?),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(Reader::Gone),
+        written => Ok(written.map(|()| Reader::Reads)?),
     }
 }
 
@@ -150,6 +216,12 @@ fn status_json(status: &StatusResponse) -> serde_json::Value {
         "quorum_age_ms": status.quorum_age_ms,
         "opens": status.opens,
         "disconnected_opens": status.disconnected_opens,
+        "waiting_requests": status.waiting_requests,
+        "breaks_under_way": status.breaks_under_way,
+        "deletes_pending": status.deletes_pending,
+        "contradictions": status.contradictions,
+        "conflicts_refused": status.conflicts_refused,
+        "next_event": status.next_event,
         "nodes": status.nodes.iter().map(|node| json!({
             "node_id": node.node_id,
             "address": node.address,
@@ -170,7 +242,10 @@ fn status_json(status: &StatusResponse) -> serde_json::Value {
 fn status_tables(status: &StatusResponse) -> String {
     let leader = status.leader.map_or("unknown".to_owned(), |leader| format!("node {leader}"));
     let mut text = format!(
-        "node {} ({}, version {}), leader {leader}, term {}, applied {} of {}\n{} opens, {} of them waiting for their clients\n",
+        "node {} ({}, version {}), leader {leader}, term {}, applied {} of {}\n\
+         {} opens, {} of them waiting for their clients\n\
+         {} requests wait for {} breaks, {} files are to be deleted\n\
+         next event {}; since this node started {} contradictions, {} conflicts refused\n",
         status.node_id,
         status.role,
         status.version,
@@ -179,6 +254,12 @@ fn status_tables(status: &StatusResponse) -> String {
         number_or_dash(status.last_log_index),
         status.opens,
         status.disconnected_opens,
+        status.waiting_requests,
+        status.breaks_under_way,
+        status.deletes_pending,
+        status.next_event,
+        status.contradictions,
+        status.conflicts_refused,
     );
     let mut nodes = table(["node", "address", "smb service", "incarnation", "opens"]);
     for node in &status.nodes {
@@ -208,55 +289,119 @@ fn status_tables(status: &StatusResponse) -> String {
 fn open_json(open: &Open, now: Timestamp) -> serde_json::Value {
     let description = &open.description;
     let (state, node) = match open.state {
-        OpenState::Connected { owner } => ("connected", Some(owner.node.0)),
+        OpenState::Connected { owner, .. } => ("connected", Some(owner.node.0)),
         OpenState::Disconnected { keeper, .. } => ("disconnected", keeper.map(|keeper| keeper.node.0)),
     };
+    let lease = description.oplock.lease();
     json!({
         "durable_file_id": description.durable_file_id.0,
         "create_guid": description.create_guid.to_string(),
         "client_guid": description.client_guid.to_string(),
         "durable_owner": description.durable_owner.to_string(),
         "share": description.share.as_str(),
-        "path": description.path,
+        "path": description.path.as_ref(),
         "file": description.file.to_string(),
         "granted_access": format!("{:#010x}", description.granted_access.0),
         "share_access": description.share_access.0,
         "oplock": description.oplock.to_string(),
-        "lease_key": match description.oplock {
-            Oplock::Lease(lease) => Some(lease.key.to_string()),
-            _ => None,
-        },
+        "oplock_state": description.oplock_state.to_string(),
+        "lease_key": lease.map(|lease| lease.key.to_string()),
+        "lease_epoch": lease.map(|lease| lease.epoch.0),
         "durability": description.durability.to_string(),
         "durable_open_timeout_ms": description.durable_open_timeout.0,
         "byte_range_locks": description.byte_range_locks.iter().map(|lock| json!({
             "offset": lock.offset, "length": lock.length, "exclusive": lock.exclusive,
         })).collect::<Vec<_>>(),
+        "delete_on_close": description.delete_on_close,
         "state": state,
+        "session": open.session().map(|session| session.to_string()),
         "node_id": node,
         "expires_in_ms": open.deadline().map(|deadline| deadline.since(now).0),
     })
 }
 
 fn handles_table(opens: &[Open], now: Timestamp) -> String {
-    let mut handles = table(["id", "share", "path", "kind", "oplock", "locks", "state"]);
+    let mut handles = table(["id", "share", "path", "kind", "oplock", "locks", "session", "state"]);
     for open in opens {
         let description = &open.description;
         let state = match (open.state, open.deadline()) {
-            (OpenState::Connected { owner }, _) => format!("connected, node {}", owner.node),
+            (OpenState::Connected { owner, .. }, _) => format!("connected, node {}", owner.node),
             (_, Some(deadline)) => format!("waits {} more", deadline.since(now)),
             (_, None) => "waits".to_owned(),
+        };
+        let oplock = match description.oplock_state {
+            OplockState::Held => description.oplock.to_string(),
+            OplockState::Breaking => format!("{}, breaking", description.oplock),
         };
         handles.add_row([
             format!("{:08x}", description.durable_file_id.0),
             printable(description.share.as_str()),
             printable(&description.path),
             description.durability.to_string(),
-            description.oplock.to_string(),
+            oplock,
             description.byte_range_locks.len().to_string(),
+            open.session().map_or("-".to_owned(), |session| session.to_string()),
             state,
         ]);
     }
     format!("{handles}\n{} opens\n", opens.len())
+}
+
+/// One event. An operator may follow them for days, so there is no table to be laid out in the end.
+fn event_line(event: &Event, output: Output) -> String {
+    match output {
+        Output::Json => event_json(event).to_string(),
+        Output::Table => {
+            let to = event.to.map_or("-".to_owned(), |to| to.to_string());
+            format!("{:>10}  {to:<8}  {}", event.sequence, printable(&event.kind.to_string()))
+        }
+    }
+}
+
+fn event_json(event: &Event) -> serde_json::Value {
+    let owner =
+        |owner: statedb::Owner| json!({ "node_id": owner.node.0, "incarnation": owner.incarnation.0 });
+    let (kind, what) = match &event.kind {
+        EventKind::OplockBreak { open, to, ack_until } => (
+            "oplock-break",
+            json!({
+                "durable_file_id": open.0, "to": to.to_string(), "ack_until_ms": ack_until.map(|until| until.0),
+            }),
+        ),
+        EventKind::LeaseBreak { lease, from, to, epoch, version: _, ack_until } => (
+            "lease-break",
+            json!({
+                "client_guid": lease.client_guid.to_string(), "lease_key": lease.key.to_string(),
+                "from": from.to_string(), "to": to.to_string(), "epoch": epoch.0,
+                "ack_until_ms": ack_until.map(|until| until.0),
+            }),
+        ),
+        EventKind::RequestFinished { sequence, outcome } => {
+            ("request-finished", json!({ "sequence": sequence, "outcome": outcome.to_string() }))
+        }
+        EventKind::OpenClosed { open, reason } => {
+            ("open-closed", json!({ "durable_file_id": open.0, "reason": reason.to_string() }))
+        }
+        EventKind::SessionReplaced { session } => {
+            ("session-replaced", json!({ "session": session.to_string() }))
+        }
+        EventKind::DeleteFile { file, share, path } => (
+            "delete-file",
+            json!({ "file": file.to_string(), "share": share.as_str(), "path": path.as_ref() }),
+        ),
+        EventKind::NodeUp { owner: up } => ("node-up", json!({ "owner": owner(*up) })),
+        EventKind::NodeDown { owner: down, disconnected, closed } => {
+            ("node-down", json!({ "owner": owner(*down), "disconnected": disconnected, "closed": closed }))
+        }
+        EventKind::ConflictRefused { open, with, holder } => (
+            "conflict-refused",
+            json!({ "durable_file_id": open.0, "with": with.0, "holder": holder.map(owner) }),
+        ),
+        EventKind::Contradiction { open, with } => {
+            ("contradiction", json!({ "durable_file_id": open.0, "with": with.0 }))
+        }
+    };
+    json!({ "sequence": event.sequence, "to": event.to.map(owner), "kind": kind, "what": what })
 }
 
 fn table<const N: usize>(header: [&str; N]) -> Table {

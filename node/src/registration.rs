@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use statedb::{Command, Instance, LogId, NodeId, Outcome, Owner};
+use statedb::{Arbiter, Command, Instance, LogId, NodeId, Outcome, Owner};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
@@ -25,9 +25,15 @@ pub struct Registered {
 }
 
 /// Registers an instance of the SMB service of `node`, and waits until this node knows all that came before. `None`
-/// if the instance must end, or this process does.
-pub async fn register(raft: &Arc<RaftNode>, node: NodeId, instance: Instance) -> Option<Registered> {
-    let (log_id, outcome) = propose_until_answered(raft, Command::RegisterNode { node, instance }).await?;
+/// if the instance must end, or this process does. An instance that is known keeps the arbiter that it has.
+pub async fn register(
+    raft: &Arc<RaftNode>,
+    node: NodeId,
+    instance: Instance,
+    arbiter: Arbiter,
+) -> Option<Registered> {
+    let registration = Command::RegisterNode { node, instance, arbiter };
+    let (log_id, outcome) = propose_until_answered(raft, registration).await?;
     let (incarnation, first_sequence) = match outcome {
         Outcome::Registered { incarnation, first_sequence } => (incarnation, first_sequence),
         Outcome::Rejected(rejection) => {
@@ -42,7 +48,7 @@ pub async fn register(raft: &Arc<RaftNode>, node: NodeId, instance: Instance) ->
     raft.applied_through(log_id.index).await;
     let owner = Owner { node, incarnation };
     let ended = CancellationToken::new();
-    let proposer = Arc::new(Proposer::new(Arc::clone(raft), owner, first_sequence, ended.clone()));
+    let proposer = Proposer::start(Arc::clone(raft), owner, first_sequence, ended.clone());
     Some(Registered { owner, proposer, ended })
 }
 

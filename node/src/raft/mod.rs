@@ -62,6 +62,7 @@ use self::network::Peers;
 use self::state_machine::{AppliedState, StateMachine};
 use self::types::{Proposed, TypeConfig};
 use self::voting::Voting;
+use crate::events::EventRing;
 use crate::liveness::Answer;
 use crate::telemetry::chain;
 
@@ -354,6 +355,12 @@ impl RaftNode {
     #[must_use]
     pub fn news(&self) -> broadcast::Receiver<Arc<News>> {
         self.applied.news()
+    }
+
+    /// What the entries that are applied from now on have to tell, in order; the newest of it is kept.
+    #[must_use]
+    pub fn events(&self) -> &Arc<EventRing> {
+        self.applied.events()
     }
 
     /// What an operator wants to know.

@@ -1,7 +1,8 @@
 //! Raft's state machine: [`State`] in memory, with a stored copy behind it.
 //!
 //! An entry is applied in memory, then handed to the stored copy, then made known, then answered. Whoever
-//! reads the state sees all entries up to some index and none after it.
+//! reads the state sees all entries up to some index and none after it. So whoever hears of an entry, or of an event
+//! that it caused, finds its effects in the state.
 
 use std::io;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -16,12 +17,15 @@ use proto::convert::required;
 use proto::pb::storage::v1 as pb;
 use statedb::store::StoreError;
 use statedb::store::applied::{Applied, AppliedStore, Change, StoredRecord, Table};
-use statedb::{Changes, Command, Limits, Outcome, Record, State};
+use statedb::{
+    BreakTarget, Changes, Command, DurableFileId, FileKey, Limits, NodeId, Outcome, Record, ShareName, State,
+};
 use tokio::sync::{broadcast, watch};
 
 use super::applied_writer::{AppliedWriter, Meta};
 use super::convert::{self, state_log_id};
 use super::types::{LogId, Payload, StoredMembership, TypeConfig};
+use crate::events::EventRing;
 
 /// How many entries are applied under one lock and stored in one batch. Readers wait for one batch.
 pub(super) const APPLY_BATCH_MAX: usize = 256;
@@ -33,6 +37,9 @@ const NEWS_LEN: usize = 1024;
 const NODES: Table = Table::new(1);
 const SHARES: Table = Table::new(2);
 const OPENS: Table = Table::new(3);
+const BREAKS: Table = Table::new(4);
+const WAITING: Table = Table::new(5);
+const DELETES: Table = Table::new(6);
 
 /// What was applied.
 #[derive(Clone, Debug)]
@@ -65,6 +72,7 @@ pub(super) struct AppliedState {
     machine: RwLock<Machine>,
     applied: watch::Sender<Option<statedb::LogId>>,
     news: broadcast::Sender<Arc<News>>,
+    events: Arc<EventRing>,
 }
 
 /// What changes together.
@@ -127,6 +135,10 @@ impl AppliedState {
         self.news.subscribe()
     }
 
+    pub(super) fn events(&self) -> &Arc<EventRing> {
+        &self.events
+    }
+
     fn publish(&self, applied: Option<statedb::LogId>, news: News) {
         let is_news = !matches!(&news, News::Applied { entries, .. } if entries.is_empty());
         if is_news {
@@ -159,12 +171,14 @@ impl StateMachine {
         // What was written by a process that was killed may not be on disk yet.
         store.sync()?;
         let applied = machine.state.applied();
+        let events = Arc::new(EventRing::new(machine.state.next_event()));
         let writer =
             AppliedWriter::start(store, applied.map(|log_id| log_id.index)).map_err(LoadError::Thread)?;
         let shared = AppliedState {
             machine: RwLock::new(machine),
             applied: watch::Sender::new(applied),
             news: broadcast::Sender::new(NEWS_LEN),
+            events,
         };
         Ok(Self { shared: Arc::new(shared), writer })
     }
@@ -195,8 +209,11 @@ impl Machine {
     fn decode(applied: Applied, limits: Limits) -> Result<Self, DecodeError> {
         let meta: pb::AppliedMeta = pb::AppliedMeta::decode(applied.meta.as_slice())
             .map_err(|error| WireError::undecodable("AppliedMeta", &error))?;
-        let state_meta =
-            Record::Meta { applied: meta.applied.map(Into::into), now: statedb::Timestamp(meta.now_ms) };
+        let state_meta = Record::Meta {
+            applied: meta.applied.map(Into::into),
+            now: statedb::Timestamp(meta.now_ms),
+            next_event: meta.next_event,
+        };
         let mut records = vec![state_meta];
         for stored in applied.records {
             records.push(proto::convert::decode::<pb::Record, _>("Record", &stored.value)?);
@@ -219,6 +236,7 @@ impl Machine {
         let message = pb::AppliedMeta {
             applied: self.state.applied().map(Into::into),
             now_ms: self.state.now().0,
+            next_event: self.state.next_event(),
             membership: Some(convert::stored_membership_to_pb(&self.membership)),
         };
         Meta {
@@ -232,18 +250,32 @@ impl Machine {
         let state = &self.state;
         let nodes = changes.nodes.iter().map(|id| {
             let record = state.node(*id).map(|node| Record::Node(*id, node.clone()));
-            (NODES, id.0.to_be_bytes().to_vec(), record)
+            (Slot::of_node(*id), record)
         });
         let shares = changes.shares.iter().map(|name| {
             let record = state.serving_node(name).map(|serving| Record::Share(name.clone(), serving));
-            (SHARES, name.as_str().as_bytes().to_vec(), record)
+            (Slot::of_share(name), record)
         });
         let opens = changes.opens.iter().map(|id| {
             let record = state.open(*id).map(|open| Record::Open(Box::new(open.clone())));
-            (OPENS, id.0.to_be_bytes().to_vec(), record)
+            (Slot::of_open(*id), record)
         });
-        let all = nodes.chain(shares).chain(opens);
-        all.map(|(table, key, record)| Change { table, key, value: record.as_ref().map(encode) }).collect()
+        let breaks = changes.breaks.iter().map(|target| {
+            let record = state.break_under_way(*target).map(|under_way| Record::Break(*target, under_way));
+            (Slot::of_break(*target), record)
+        });
+        let waiting = changes.waiting.iter().map(|index| {
+            let record =
+                state.waiting_request(*index).map(|waiting| Record::Waiting(Box::new(waiting.clone())));
+            (Slot::of_waiting(*index), record)
+        });
+        let deletes = changes.deletes.iter().map(|file| {
+            let record = state.delete_pending(*file).map(|pending| Record::Delete(*file, pending.clone()));
+            (Slot::of_delete(*file), record)
+        });
+        let all = nodes.chain(shares).chain(opens).chain(breaks).chain(waiting).chain(deletes);
+        all.map(|(Slot { table, key }, record)| Change { table, key, value: record.as_ref().map(encode) })
+            .collect()
     }
 }
 
@@ -253,13 +285,54 @@ fn encode(record: &Record) -> Vec<u8> {
 
 /// A record of a snapshot as it is stored. The meta record is stored apart.
 fn stored_record(record: &Record) -> Option<StoredRecord> {
-    let (table, key) = match record {
+    let Slot { table, key } = match record {
         Record::Meta { .. } => return None,
-        Record::Node(id, _) => (NODES, id.0.to_be_bytes().to_vec()),
-        Record::Share(name, _) => (SHARES, name.as_str().as_bytes().to_vec()),
-        Record::Open(open) => (OPENS, open.description.durable_file_id.0.to_be_bytes().to_vec()),
+        Record::Node(id, _) => Slot::of_node(*id),
+        Record::Share(name, _) => Slot::of_share(name),
+        Record::Open(open) => Slot::of_open(open.description.durable_file_id),
+        Record::Break(target, _) => Slot::of_break(*target),
+        Record::Waiting(waiting) => Slot::of_waiting(waiting.index),
+        Record::Delete(file, _) => Slot::of_delete(*file),
     };
     Some(StoredRecord { table, key, value: encode(record) })
+}
+
+/// Where a record is stored. Keys are on disk too: numbers are big-endian, so that their order is that of the state.
+struct Slot {
+    table: Table,
+    key: Vec<u8>,
+}
+
+impl Slot {
+    fn of_node(id: NodeId) -> Self {
+        Self { table: NODES, key: id.0.to_be_bytes().to_vec() }
+    }
+
+    fn of_share(name: &ShareName) -> Self {
+        Self { table: SHARES, key: name.as_str().as_bytes().to_vec() }
+    }
+
+    fn of_open(id: DurableFileId) -> Self {
+        Self { table: OPENS, key: id.0.to_be_bytes().to_vec() }
+    }
+
+    /// The two kinds of targets differ in the length of their keys.
+    fn of_break(target: BreakTarget) -> Self {
+        let key = match target {
+            BreakTarget::Oplock(open) => open.0.to_be_bytes().to_vec(),
+            BreakTarget::Lease(lease) => [lease.client_guid.0, lease.key.0].concat(),
+        };
+        Self { table: BREAKS, key }
+    }
+
+    fn of_waiting(index: u64) -> Self {
+        Self { table: WAITING, key: index.to_be_bytes().to_vec() }
+    }
+
+    fn of_delete(file: FileKey) -> Self {
+        let key = [file.device, file.inode, file.extid].map(u64::to_be_bytes).concat();
+        Self { table: DELETES, key }
+    }
 }
 
 impl RaftStateMachine<TypeConfig> for StateMachine {
@@ -280,7 +353,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             let batch = batch.into_iter().collect::<io::Result<Vec<_>>>()?;
             let mut applied_entries = Vec::with_capacity(batch.len());
             let mut answers = Vec::with_capacity(batch.len());
-            let (applied, changes, meta, stored_changes) = {
+            let (applied, changes, events, meta, stored_changes) = {
                 let mut machine = self.shared.machine.write().unwrap_or_else(PoisonError::into_inner);
                 for (entry, responder) in batch {
                     let log_id = state_log_id(&entry.log_id);
@@ -307,10 +380,12 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                     answers.extend(responder.map(|responder| (responder, outcome)));
                 }
                 let changes = machine.state.take_changes();
+                let events = machine.state.take_events();
                 let stored_changes = machine.stored_changes(&changes);
-                (machine.state.applied(), changes, machine.meta(), stored_changes)
+                (machine.state.applied(), changes, events, machine.meta(), stored_changes)
             };
             self.writer.write(meta, stored_changes).await.map_err(io::Error::other)?;
+            self.shared.events.push(events);
             let news = News::Applied { entries: applied_entries, changes };
             self.shared.publish(applied, news);
             answers.into_iter().for_each(|(responder, outcome)| responder.send(outcome));
@@ -328,10 +403,11 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         SnapshotState(state): SnapshotState,
     ) -> io::Result<()> {
         let stored = state.records().filter_map(|record| stored_record(&record)).collect();
-        let applied = state.applied();
+        let (applied, next_event) = (state.applied(), state.next_event());
         let machine = Machine { state, membership: meta.last_membership.clone() };
         self.writer.replace(machine.meta(), stored).await.map_err(io::Error::other)?;
         *self.shared.machine.write().unwrap_or_else(PoisonError::into_inner) = machine;
+        self.shared.events.restart(next_event);
         self.shared.publish(applied, News::Replaced);
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use openraft::StorageError;
 use openraft::testing::log::{StoreBuilder, Suite};
-use statedb::{Incarnation, Instance};
+use statedb::{Arbiter, Incarnation, Instance};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -186,7 +186,8 @@ impl Cluster {
 
 /// A different node for each instance, so that every registration is the first.
 fn register(instance: u8) -> Command {
-    Command::RegisterNode { node: NodeId(instance.into()), instance: Instance([instance; 16]) }
+    let (node, instance) = (NodeId(instance.into()), Instance([instance; 16]));
+    Command::RegisterNode { node, instance, arbiter: Arbiter::Cluster }
 }
 
 /// Has a node take a snapshot and purge its log.

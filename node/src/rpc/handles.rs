@@ -1,207 +1,371 @@
 //! The service for an SMB server that has no shim: it attaches, and asks for itself.
 //!
-//! What the shim does for `smbd` such a server does by its own means: it stops serving when its lease ends, and asks
-//! before it tells a client anything. The cluster holds it to its incarnation either way.
+//! Whatever it asks for takes one way, be it one of thousands on a [`Handle`](HandleService::handle) stream or a call of
+//! its own: decode, wait for room, propose, encode. What has to wait for breaks gives its room back: it is bounded
+//! by what the cluster lets wait, and those who are to be waited for ask through the same stream.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
 
-use proto::convert::required;
+use prost::Message;
+use proto::WireError;
+use proto::convert::{Asked, Attach, answer};
 use proto::pb::handles::v1 as pb;
-use proto::pb::handles::v1::attach_event::Event;
-use proto::pb::handles::v1::handles_server::{Handles, HandlesServer};
-use statedb::{Instance, NodeId, Owner, Request as SmbRequest};
-use tokio::sync::{OwnedMutexGuard, mpsc};
+use proto::pb::handles::v1::handle_response::Result as Said;
+use proto::pb::handles::v1::handle_service_server::{HandleService as Rpc, HandleServiceServer};
+use statedb::{OpenedHow, Outcome, Request as SmbRequest};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status};
-use tracing::{info, warn};
+use tonic::{Request, Response, Status, Streaming};
 
-use crate::lease::ServiceLease;
-use crate::proposer::{Proposer, RequestError};
-use crate::raft::RaftNode;
-use crate::registration::{self, Registered};
+use super::attach::{AttachPoint, AttachStream, Attached, Room};
+use crate::proposer::{Answer, Decided, RequestError};
+use crate::raft::{COMMAND_LEN_MAX, RaftNode};
 
-/// Events that may wait for an SMB server that does not read; one comes with every heartbeat. A server that is further
-/// behind is taken for gone: it may serve to the end of its lease, and is declared down then.
-const EVENTS_LEN: usize = 64;
+/// The longest message of an SMB server: a request that fills a command, and what is around it. What is longer ends
+/// its stream.
+const MESSAGE_LEN_MAX: usize = COMMAND_LEN_MAX + 64 * 1024;
+
+/// Responses that may wait for an SMB server that does not read. Requests that are decided wait behind them, with
+/// their room.
+const RESPONSES_LEN: usize = 256;
 
 /// Answers SMB servers. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct HandlesService {
+pub struct HandleService {
     raft: Arc<RaftNode>,
-    lease: Arc<ServiceLease>,
-    node: NodeId,
-    /// False beside a Samba: a node has one SMB service.
-    accepts: bool,
-    /// Taken from the attempt to attach to the end of the incarnation: there is one SMB server at a time.
-    place: Arc<Place>,
-    attached: Arc<Mutex<Option<Attached>>>,
+    point: AttachPoint,
 }
 
-type Place = tokio::sync::Mutex<()>;
-
-/// The SMB server that is attached.
-#[derive(Debug)]
-struct Attached {
-    owner: Owner,
-    proposer: Arc<Proposer>,
-    ended: CancellationToken,
-}
-
-impl HandlesService {
-    /// A service of `node`. With `accepts` false every server is turned away.
+impl HandleService {
+    /// To be added to a gRPC server. Servers attach at `point`.
     #[must_use]
-    pub fn new(raft: Arc<RaftNode>, lease: Arc<ServiceLease>, node: NodeId, accepts: bool) -> Self {
-        Self { raft, lease, node, accepts, place: Arc::default(), attached: Arc::default() }
+    pub fn server(raft: Arc<RaftNode>, point: AttachPoint) -> HandleServiceServer<Self> {
+        HandleServiceServer::new(Self { raft, point }).max_decoding_message_size(MESSAGE_LEN_MAX)
     }
 
-    /// To be added to a gRPC server.
-    #[must_use]
-    pub fn server(&self) -> HandlesServer<Self> {
-        HandlesServer::new(self.clone())
+    /// One request that came as a call of its own.
+    async fn call<M>(&self, request: Request<M>) -> Result<Response<pb::Answer>, Status>
+    where
+        M: Message + TryInto<Asked, Error = WireError>,
+    {
+        let message = request.into_inner();
+        let len = message.encoded_len();
+        let Asked { incarnation, request } = message.try_into().map_err(invalid)?;
+        let attached = self.point.attached(incarnation.0)?;
+        let mut room = Some(attached.room(len).await);
+        let decided = self.decide(&attached, request, &mut room, async |_| {}).await;
+        decided.map(Response::new).map_err(|no_answer| match no_answer {
+            NoAnswer::Refused(reason) => Status::invalid_argument(reason),
+            NoAnswer::Ever(status) => status,
+        })
     }
 
-    /// The cluster has declared this incarnation down.
-    pub fn fence(&self, owner: Owner) {
-        if let Some(attached) = self.attached().as_ref().filter(|attached| attached.owner == owner) {
-            attached.ended.cancel();
-        }
-    }
-
-    /// One incarnation from its registration to its end. `events` leads to the SMB server.
-    async fn serve(
-        self,
-        instance: Instance,
-        events: mpsc::Sender<Result<pb::AttachEvent, Status>>,
-        place: OwnedMutexGuard<()>,
-    ) {
-        let registered = tokio::select! {
-            registered = registration::register(&self.raft, self.node, instance) => registered,
-            // Without a quorum that takes for ever. If it is registered after all, nobody keeps it alive.
-            () = events.closed() => return,
+    /// What the SMB server is told, when this node's own state shows it.
+    async fn answer(&self, attached: &Attached, (log_id, outcome): Decided) -> Result<pb::Answer, Status> {
+        let opened = match &outcome {
+            Outcome::Opened(opened) if opened.how != OpenedHow::Created => Some(opened.durable_file_id),
+            _ => None,
         };
-        let Some(Registered { owner, proposer, ended }) = registered else {
-            let _ = events.send(event(Event::Fenced(pb::Fenced {}))).await;
-            return;
-        };
-        info!(incarnation = %owner.incarnation, "an SMB server is attached");
-        *self.attached() = Some(Attached { owner, proposer, ended: ended.clone() });
-        self.lease.begin(owner);
-        self.pass_lease_on(owner, &events, &ended).await;
-        if ended.is_cancelled() {
-            // One that does not read what it is told stops by its lease.
-            let _ = events.try_send(event(Event::Fenced(pb::Fenced {})));
+        if opened.is_some() {
+            tokio::select! {
+                () = self.raft.applied_through(log_id.index) => {}
+                () = attached.ended.cancelled() => return Err(self.point.gone()),
+            }
         }
-        ended.cancel();
-        let may_serve_until = *self.lease.until().borrow();
-        self.lease.end(owner);
-        *self.attached() = None;
-        // Only its stream is known to have ended. A server that has not noticed yet may go on as long as it was told.
-        if let Some(until) = may_serve_until {
-            info!(incarnation = %owner.incarnation, "the SMB server has left, its lease runs off");
-            tokio::time::sleep_until(until.into()).await;
-        }
-        registration::declare_down(&self.raft, owner).await;
-        drop(place);
-        warn!(incarnation = %owner.incarnation, "the SMB server is gone");
+        Ok(self.raft.read(|state| {
+            let open = opened.and_then(|id| state.open(id));
+            answer(&outcome, open.map(|open| &open.description), state.now())
+        }))
     }
 
-    /// Tells the SMB server of its lease until one of the two is gone.
-    async fn pass_lease_on(
-        &self,
-        owner: Owner,
-        events: &mpsc::Sender<Result<pb::AttachEvent, Status>>,
-        ended: &CancellationToken,
-    ) {
-        let mut until = self.lease.until();
-        let mut is_first = true;
+    fn no_answer(&self, error: &RequestError) -> Status {
+        match error {
+            RequestError::Ended | RequestError::Refused { .. } => self.point.gone(),
+            RequestError::AnswerLost => Status::unavailable(error.to_string()),
+        }
+    }
+
+    /// Serves a stream of requests until one of its ends is gone.
+    async fn serve(self, mut requests: Streaming<pb::HandleRequest>, responses: Responses) {
+        let under_way = UnderWay::default();
+        let mut tasks = JoinSet::new();
         loop {
-            let lease_ms = until.borrow_and_update().map(milliseconds_left);
-            if let Some(lease_ms) = lease_ms {
-                let next = if is_first {
-                    Event::Attached(pb::Attached { incarnation: owner.incarnation.0, lease_ms })
-                } else {
-                    Event::LeaseExtended(pb::LeaseExtended { lease_ms })
-                };
-                is_first = false;
-                // Gone, or too far behind.
-                if events.try_send(event(next)).is_err() {
+            // Reaped here, so that there are no more of them than requests under way.
+            while tasks.try_join_next().is_some() {}
+            let next = tokio::select! {
+                next = requests.message() => next,
+                () = responses.closed() => return,
+                () = self.point.stop().cancelled() => Err(self.point.gone()),
+            };
+            let begun = match next {
+                Ok(Some(request)) => self.begin(request, &under_way, &responses).await,
+                // It asks for nothing more, and waits for its answers.
+                Ok(None) => break,
+                Err(status) => Err(status),
+            };
+            match begun {
+                Ok(Some(request)) => {
+                    tasks.spawn(self.clone().attend(request, responses.clone()));
+                }
+                Ok(None) => {}
+                Err(status) => {
+                    // Nothing more can be said behind that. The tasks end with this.
+                    let _ = responses.send(Err(status)).await;
                     return;
                 }
             }
-            tokio::select! {
-                changed = until.changed() => if changed.is_err() { return },
-                () = events.closed() => return,
-                () = ended.cancelled() => return,
-            }
+        }
+        let answered = async { while tasks.join_next().await.is_some() {} };
+        tokio::select! {
+            () = answered => {}
+            () = responses.closed() => {}
         }
     }
 
-    fn attached(&self) -> MutexGuard<'_, Option<Attached>> {
-        self.attached.lock().expect("no holder of this lock can panic")
-    }
-}
-
-fn event(event: Event) -> Result<pb::AttachEvent, Status> {
-    Ok(pb::AttachEvent { event: Some(event) })
-}
-
-/// Rounded down: a lease must not get longer by being told.
-fn milliseconds_left(until: Instant) -> u64 {
-    let left: Duration = until.saturating_duration_since(Instant::now());
-    u64::try_from(left.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn not_attached() -> Status {
-    Status::failed_precondition(
-        "this incarnation is not attached to this sidecar (any more): stop serving, and attach as a new instance",
-    )
-}
-
-#[tonic::async_trait]
-impl Handles for HandlesService {
-    type AttachStream = ReceiverStream<Result<pb::AttachEvent, Status>>;
-
-    async fn attach(
+    /// Takes a request up, when there is room for it. `None` if it is answered already.
+    ///
+    /// # Errors
+    ///
+    /// If the stream cannot go on.
+    async fn begin(
         &self,
-        request: Request<pb::AttachRequest>,
-    ) -> Result<Response<Self::AttachStream>, Status> {
-        if !self.accepts {
-            return Err(Status::failed_precondition(
-                "this sidecar serves a Samba ([samba] in its configuration); an SMB server of another kind needs a sidecar of its own",
-            ));
-        }
-        let instance = request.into_inner().instance;
-        let instance = Instance(
-            instance
-                .as_slice()
-                .try_into()
-                .map_err(|_| Status::invalid_argument("instance: must have 16 bytes"))?,
-        );
-        let place = Arc::clone(&self.place).try_lock_owned().map_err(|_| {
-            Status::failed_precondition("an SMB server is attached to this sidecar already, or about to be")
+        request: pb::HandleRequest,
+        under_way: &UnderWay,
+        responses: &Responses,
+    ) -> Result<Option<Begun>, Status> {
+        let (request_id, len) = (request.request_id, request.encoded_len());
+        let attached = self.point.attached(request.incarnation)?;
+        let request = match Asked::try_from(request) {
+            Ok(asked) => asked.request,
+            Err(error) => {
+                let refused = pb::Refused { reason: error.to_string() };
+                return match responses.send(Ok(response(request_id, Said::Refused(refused)))).await {
+                    Ok(()) => Ok(None),
+                    Err(_) => Err(Status::cancelled("nobody reads the answers")),
+                };
+            }
+        };
+        let cancels = match &request {
+            // To the cluster this is a sequence, which is known when the other request is known to wait.
+            SmbRequest::Cancel { sequence: other } => Some(under_way.progress(*other)),
+            _ => None,
+        };
+        let entry = under_way.begin(request_id).ok_or_else(|| {
+            Status::invalid_argument(format!(
+                "HandleRequest.request_id: {request_id} is the number of another request that is not answered yet"
+            ))
         })?;
-        let (sender, receiver) = mpsc::channel(EVENTS_LEN);
-        tokio::spawn(self.clone().serve(instance, sender, place));
-        Ok(Response::new(ReceiverStream::new(receiver)))
+        let room = tokio::select! {
+            room = attached.room(len) => room,
+            () = responses.closed() => return Err(Status::cancelled("nobody reads the answers")),
+            () = attached.ended.cancelled() => return Err(self.point.gone()),
+            () = self.point.stop().cancelled() => return Err(self.point.gone()),
+        };
+        Ok(Some(Begun { request_id, attached, request, cancels, entry, room: Some(room) }))
     }
 
-    async fn ask(&self, request: Request<pb::AskRequest>) -> Result<Response<pb::AskResponse>, Status> {
-        let request = request.into_inner();
-        let proposer = {
-            let attached = self.attached();
-            let asks = |attached: &&Attached| attached.owner.incarnation.0 == request.incarnation;
-            Arc::clone(&attached.as_ref().filter(asks).ok_or_else(not_attached)?.proposer)
+    /// Brings one request of a stream to its end.
+    async fn attend(self, begun: Begun, responses: Responses) {
+        let Begun { request_id, attached, request, cancels, entry, mut room } = begun;
+        let decided = match cancels {
+            None => {
+                let pending = async |sequence| {
+                    entry.waits(sequence);
+                    // If nobody reads any more, this task ends with the stream.
+                    let _ = responses.send(Ok(response(request_id, Said::Pending(pb::Pending {})))).await;
+                };
+                self.decide(&attached, request, &mut room, pending).await
+            }
+            Some(progress) => self.cancel(&attached, progress).await,
         };
-        let what: SmbRequest = required("AskRequest", "what", request.what)
-            .and_then(|what| required("FromSmbNode", "request", what.request))
-            .and_then(TryInto::try_into)
-            .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        match proposer.propose(what).await {
-            Ok((_, outcome)) => Ok(Response::new(pb::AskResponse { outcome: Some((&outcome).into()) })),
-            Err(RequestError::Ended) => Err(not_attached()),
-            Err(error @ RequestError::Refused { .. }) => Err(Status::invalid_argument(error.to_string())),
+        let said = match decided {
+            Ok(answer) => Ok(response(request_id, Said::Answer(answer))),
+            Err(NoAnswer::Refused(reason)) => Ok(response(request_id, Said::Refused(pb::Refused { reason }))),
+            Err(NoAnswer::Ever(status)) => Err(status),
+        };
+        // Its number is free before the server hears of that; its room is not before it can.
+        drop(entry);
+        let _ = responses.send(said).await;
+        drop(room);
+    }
+
+    /// Has a request decided. `pending` is called if it has to wait, and while it does it takes no room.
+    async fn decide(
+        &self,
+        attached: &Attached,
+        request: SmbRequest,
+        room: &mut Option<Room>,
+        pending: impl AsyncFnOnce(u64),
+    ) -> Result<pb::Answer, NoAnswer> {
+        let failed = |error: RequestError| match error {
+            RequestError::Refused { .. } => NoAnswer::Refused(error.to_string()),
+            error => NoAnswer::Ever(self.no_answer(&error)),
+        };
+        let decided = match attached.proposer.ask(request).await.map_err(failed)? {
+            Answer::Decided(decided) => decided,
+            Answer::Waiting(waiting) => {
+                pending(waiting.sequence()).await;
+                *room = None;
+                let decided = waiting.decided().await.map_err(failed)?;
+                *room = Some(attached.room(0).await);
+                decided
+            }
+        };
+        self.answer(attached, decided).await.map_err(NoAnswer::Ever)
+    }
+
+    /// Cancels another request, once it is known whether it waits.
+    async fn cancel(
+        &self,
+        attached: &Attached,
+        progress: Option<watch::Receiver<Option<u64>>>,
+    ) -> Result<pb::Answer, NoAnswer> {
+        let sequence = match progress {
+            Some(mut progress) => {
+                progress.wait_for(Option::is_some).await.ok().and_then(|sequence| *sequence)
+            }
+            None => None,
+        };
+        let Some(sequence) = sequence else {
+            // It is decided.
+            let now = self.raft.read(statedb::State::now);
+            return Ok(answer(&Outcome::Cancelled, None, now));
+        };
+        let decided = attached.proposer.propose(SmbRequest::Cancel { sequence }).await;
+        let decided = decided.map_err(|error| NoAnswer::Ever(self.no_answer(&error)))?;
+        self.answer(attached, decided).await.map_err(NoAnswer::Ever)
+    }
+}
+
+type Responses = mpsc::Sender<Result<pb::HandleResponse, Status>>;
+
+/// A request of a stream that has been taken up.
+struct Begun {
+    request_id: u64,
+    attached: Arc<Attached>,
+    request: SmbRequest,
+    /// For a cancel: how the other request gets on. An inner `None` if it is answered, or never was there.
+    cancels: Option<Option<watch::Receiver<Option<u64>>>>,
+    entry: Entry,
+    room: Option<Room>,
+}
+
+/// Why a request has no answer.
+enum NoAnswer {
+    /// It makes no sense.
+    Refused(String),
+    /// Nor has any other request of the stream from here on.
+    Ever(Status),
+}
+
+fn response(request_id: u64, said: Said) -> pb::HandleResponse {
+    pb::HandleResponse { request_id, result: Some(said) }
+}
+
+fn invalid(error: WireError) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+/// The requests of a stream that are not answered yet, and the sequences of those that wait.
+#[derive(Clone, Debug, Default)]
+struct UnderWay(Arc<Mutex<HashMap<u64, watch::Sender<Option<u64>>>>>);
+
+/// A request id that is in use until this is dropped.
+struct Entry {
+    request_id: u64,
+    under_way: UnderWay,
+}
+
+impl UnderWay {
+    /// `None` if the request id is in use.
+    fn begin(&self, request_id: u64) -> Option<Entry> {
+        let mut under_way = self.lock();
+        if under_way.contains_key(&request_id) {
+            return None;
+        }
+        under_way.insert(request_id, watch::Sender::new(None));
+        Some(Entry { request_id, under_way: self.clone() })
+    }
+
+    /// Becomes the sequence of a request when it waits, and ends when it is answered. `None` if that is so.
+    fn progress(&self, request_id: u64) -> Option<watch::Receiver<Option<u64>>> {
+        self.lock().get(&request_id).map(watch::Sender::subscribe)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, watch::Sender<Option<u64>>>> {
+        self.0.lock().expect("no holder of this lock can panic")
+    }
+}
+
+impl Entry {
+    fn waits(&self, sequence: u64) {
+        if let Some(progress) = self.under_way.lock().get(&self.request_id) {
+            progress.send_replace(Some(sequence));
         }
     }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.under_way.lock().remove(&self.request_id);
+    }
+}
+
+/// The service, with all the calls that ask for one thing each.
+macro_rules! service {
+    ($($call:ident($request:ident)),+ $(,)?) => {
+        #[tonic::async_trait]
+        impl Rpc for HandleService {
+            type AttachStream = AttachStream;
+            type HandleStream = ReceiverStream<Result<pb::HandleResponse, Status>>;
+
+            async fn attach(
+                &self,
+                request: Request<pb::AttachRequest>,
+            ) -> Result<Response<Self::AttachStream>, Status> {
+                let Attach { instance, arbiter } = request.into_inner().try_into().map_err(invalid)?;
+                Ok(Response::new(self.point.attach(instance, arbiter)?))
+            }
+
+            async fn handle(
+                &self,
+                request: Request<Streaming<pb::HandleRequest>>,
+            ) -> Result<Response<Self::HandleStream>, Status> {
+                let (responses, stream) = mpsc::channel(RESPONSES_LEN);
+                tokio::spawn(self.clone().serve(request.into_inner(), responses));
+                Ok(Response::new(ReceiverStream::new(stream)))
+            }
+
+            $(
+                async fn $call(
+                    &self,
+                    request: Request<pb::$request>,
+                ) -> Result<Response<pb::Answer>, Status> {
+                    self.call(request).await
+                }
+            )+
+        }
+    };
+}
+service! {
+    create(CreateRequest),
+    ack_oplock_break(AckOplockBreakRequest),
+    ack_lease_break(AckLeaseBreakRequest),
+    lock(LockRequest),
+    operate(OperateRequest),
+    note(NoteRequest),
+    request_resiliency(RequestResiliencyRequest),
+    close(CloseRequest),
+    disconnect(DisconnectRequest),
+    end_session(EndSessionRequest),
+    replace_session(ReplaceSessionRequest),
+    end_tree_connect(EndTreeConnectRequest),
+    file_deleted(FileDeletedRequest),
+    serve_share(ServeShareRequest),
+    release_share(ReleaseShareRequest),
+    grant(GrantRequest),
+    update(UpdateRequest),
+    reclaim(ReclaimRequest),
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use proto::pb::ops::v1 as pb;
 use proto::pb::ops::v1::ops_server::{Ops, OpsServer};
-use statedb::{DurableFileId, NodeState, Open, OpenState, ShareName, State};
+use statedb::{DurableFileId, NodeState, Open, ShareName, State};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
@@ -40,8 +40,7 @@ impl OpsService {
                 Some(NodeState::Down { since }) => Some(since.0),
                 Some(NodeState::Up) | None => None,
             };
-            let owned =
-                |open: &&Open| matches!(open.state, OpenState::Connected { owner } if owner.node == id);
+            let owned = |open: &&Open| open.connected_through().is_some_and(|owner| owner.node == id);
             pb::NodeStatus {
                 node_id: member.id,
                 address: member.address.clone(),
@@ -60,6 +59,7 @@ impl Ops for OpsService {
     async fn status(&self, _: Request<pb::StatusRequest>) -> Result<Response<pb::StatusResponse>, Status> {
         let raft = self.raft.status();
         let quorum_age_ms = self.raft.last_quorum_acked().map(|acked| acked.elapsed().as_millis());
+        let troubles = self.raft.events().troubles();
         let response = self.raft.read(|state| pb::StatusResponse {
             node_id: self.config.node.id,
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -87,6 +87,12 @@ impl Ops for OpsService {
                 .into_iter()
                 .collect(),
             process_nonce: self.process_nonce,
+            waiting_requests: state.waiting_requests().count() as u64,
+            breaks_under_way: state.breaks().count() as u64,
+            deletes_pending: state.deletes_pending().count() as u64,
+            contradictions: troubles.contradictions,
+            conflicts_refused: troubles.conflicts_refused,
+            next_event: state.next_event(),
         });
         Ok(Response::new(response))
     }
@@ -126,7 +132,7 @@ impl Ops for OpsService {
     }
 }
 
-fn without_image(open: &Open) -> proto::pb::storage::v1::Open {
+fn without_image(open: &Open) -> proto::pb::smb::v1::Open {
     let mut open = open.clone();
     open.description.image = Arc::default();
     (&open).into()

@@ -110,7 +110,7 @@ impl Capture {
         opens: Vec<Open>,
     ) -> Self {
         let mut local = LocalOpens::default();
-        for Open { description, state } in opens {
+        for Open { description, state, .. } in opens {
             // Whether a client has the open is the cluster's to say; an image may be older than the last reclaim.
             let process = match state {
                 OpenState::Connected { .. } => {
@@ -187,7 +187,7 @@ impl Capture {
             (None, Some(process)) => {
                 let known = self.raft.read(|state| state.open(id).cloned());
                 match known {
-                    Some(open) if open.state == (OpenState::Connected { owner: self.proposer.owner() }) => {
+                    Some(open) if open.connected_through() == Some(self.proposer.owner()) => {
                         // Granted through a sidecar that was restarted before it could say so.
                         let local = LocalOpen { description: open.description, process: Some(process) };
                         self.changed_or_back(local, value, process).await

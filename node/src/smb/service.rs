@@ -14,7 +14,7 @@ use std::time::Duration;
 use frame::{Database, NodeSlot, PageWriter, Reply, TdbError};
 use samba::Layout;
 use samba::tdb::Tdb;
-use statedb::{Instance, NodeId, NodeState, Open, Owner, ShareName};
+use statedb::{Arbiter, Instance, NodeId, NodeState, Open, Owner, ShareName};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -283,7 +283,7 @@ impl SmbService {
                 Ok(Some(reply)) => reply,
                 Ok(None) => continue,
                 Err(RequestError::Ended) => Reply::Fence,
-                Err(error @ RequestError::Refused { .. }) => {
+                Err(error @ (RequestError::Refused { .. } | RequestError::AnswerLost)) => {
                     error!(pid, %error, "a change that smbd wanted to make is refused");
                     Reply::Refuse { tdb_error: TdbError::Io }
                 }
@@ -331,7 +331,9 @@ impl SmbService {
     }
 
     async fn register(self: &Arc<Self>, instance: Instance, main_process: u32) -> Option<Arc<Incarnation>> {
-        let Some(registered) = registration::register(&self.raft, self.node, instance).await else {
+        let Some(registered) =
+            registration::register(&self.raft, self.node, instance, Arbiter::SmbServer).await
+        else {
             self.remember_ended(instance);
             return None;
         };
