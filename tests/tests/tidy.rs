@@ -55,6 +55,10 @@ fn the_replicated_state_is_pure() {
         "crate::store",
     ];
     for (path, text) in sources("statedb/src/state") {
+        // The one place that has a hash map offers no way to iterate it.
+        let wraps_a_hash_map = path.ends_with("lookup.rs");
+        let impure: Vec<_> =
+            impure.into_iter().filter(|word| !(wraps_a_hash_map && *word == "HashMap")).collect();
         let found: Vec<_> = lines_with(&text, &impure).collect();
         assert!(found.is_empty(), "{}: {found:#?}", path.display());
     }

@@ -219,8 +219,12 @@ impl State {
         self.check_room()?;
         let lease = create.lease_id();
         self.check_lease_key(lease, create.file)?;
+        if self.opens.of_file(create.file).next().is_none() {
+            return Ok(self.make_open(owner, id, create));
+        }
+        self.check_persistent_opens(create, lease)?;
         self.check_share_modes(create, lease)?;
-        let wish = Wish { file: create.file, lease, open: None, owner, is_classic: create.is_classic() };
+        let wish = Wish { file: create.file, lease, open: None, owner };
         if self.break_for(wish, |open| create.cause(open))? {
             return Ok(Outcome::BreakPending);
         }
@@ -328,6 +332,26 @@ impl State {
         self.opens.of_file(create.file).filter(|open| create.excludes(open))
     }
 
+    /// Refuses a CREATE that a client would find in its way when it comes back for its persistent open, and could not be
+    /// asked about: it has no handle caching, or locks that no write caching protects. How the open shares the file does
+    /// not matter, as smbtorture has it.
+    fn check_persistent_opens(&self, create: &Create, lease: Option<LeaseId>) -> Result<(), Rejection> {
+        let is_barred_by = |open: &&Open| {
+            let description = &open.description;
+            let has_lone_locks =
+                !description.byte_range_locks.is_empty() && !description.oplock.caching().has_write_caching();
+            description.durability == Durability::Persistent
+                && open.deadline().is_some()
+                && (!description.oplock.has_handle_caching() || has_lone_locks)
+                && (lease.is_none() || description.lease_id() != lease)
+                && create.cause(open).is_some()
+        };
+        match self.opens.of_file(create.file).find(is_barred_by) {
+            Some(open) => Err(Rejection::HeldByPersistentOpen(open.description.durable_file_id)),
+            None => Ok(()),
+        }
+    }
+
     /// Refuses a CREATE that waiting does not help: whoever excludes it has no handle caching to give up.
     fn check_share_modes(&self, create: &Create, lease: Option<LeaseId>) -> Result<(), Rejection> {
         for open in self.excluding(create) {
@@ -369,11 +393,6 @@ impl Create {
     fn lease_id(&self) -> Option<LeaseId> {
         let lease = self.requested.lease()?;
         Some(LeaseId { client_guid: self.client.client_guid, key: lease.key })
-    }
-
-    /// Whether it asks for an oplock that is not a lease.
-    fn is_classic(&self) -> bool {
-        !matches!(self.requested, Oplock::None | Oplock::Lease(_))
     }
 
     fn excludes(&self, open: &Open) -> bool {

@@ -22,6 +22,7 @@ mod fixtures;
 mod ids;
 pub mod invariants;
 mod limits;
+mod lookup;
 mod node;
 mod note;
 mod open;

@@ -109,7 +109,10 @@ impl Node {
             return Err(Rejection::TooManyOutstanding { limit: outstanding_max });
         }
         self.first_outstanding = first_outstanding;
-        self.answered = self.answered.split_off(&first_outstanding);
+        while let Some(oldest) = self.answered.first_entry().filter(|entry| *entry.key() < first_outstanding)
+        {
+            oldest.remove();
+        }
         Ok(())
     }
 }
