@@ -24,6 +24,9 @@ impl State {
     pub(super) fn reclaim(&mut self, owner: Owner, reclaim: &Reclaim) -> Result<Outcome, Rejection> {
         let id = reclaim.durable_file_id;
         let open = self.opens.get(id).ok_or(Rejection::OpenNotFound(id))?;
+        if open.arbiter == Arbiter::Cluster {
+            return Err(Rejection::WrongArbiter);
+        }
         check_reclaimable(open, owner, reclaim, self.now)?;
         self.check_serving_node(owner, &open.description.share)?;
         self.set_open_state(id, OpenState::Connected { owner, session: None });
