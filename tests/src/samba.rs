@@ -7,7 +7,7 @@
 //! (`smbd` then serves that user alone).
 
 use std::{
-    env, fs, io,
+    env, fs, io, iter,
     net::SocketAddr,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -270,18 +270,20 @@ impl SambaSite {
              \tsmbd:FSCTL_SMBTORTURE = yes\n",
             log_level = options.log_level,
         );
-        config += &format!(
-            "[{SHARE}]\n\
-             \tpath = {share}\n\
-             \tread only = no\n\
-             \tkernel oplocks = no\n\
-             \tkernel share modes = no\n\
-             \tposix locking = no\n\
-             \tdurable handles = yes\n",
-            share = self.share_dir().display(),
-        );
-        for (name, value) in &options.share_options {
-            config += &format!("\t{name} = {value}\n");
+        for name in iter::once(SHARE).chain(options.more_shares.iter().map(String::as_str)) {
+            config += &format!(
+                "[{name}]\n\
+                 \tpath = {share}\n\
+                 \tread only = no\n\
+                 \tkernel oplocks = no\n\
+                 \tkernel share modes = no\n\
+                 \tposix locking = no\n\
+                 \tdurable handles = yes\n",
+                share = self.share_dir().display(),
+            );
+            for (name, value) in &options.share_options {
+                config += &format!("\t{name} = {value}\n");
+            }
         }
         config
     }
@@ -292,8 +294,10 @@ impl SambaSite {
 pub struct SmbdOptions {
     /// Environment variables, such as `LD_PRELOAD`.
     pub env: Vec<(String, String)>,
-    /// Further options of the share, after the usual ones.
+    /// Further options of the shares, after the usual ones.
     pub share_options: Vec<(String, String)>,
+    /// Names of further shares of the same directory.
+    pub more_shares: Vec<String>,
     /// Samba's log level.
     pub log_level: u8,
 }

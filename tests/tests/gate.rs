@@ -5,12 +5,15 @@ use std::time::{Duration, Instant};
 
 use harness::{
     cluster::{Cluster, ClusterOptions, node_id},
-    samba::samba_or_skip,
+    samba::{SHARE, samba_or_skip},
     smb_client::{AccessMask, Client, CreateRequest, NtStatus},
 };
 
 /// The program that can be `holdfast`.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_demo");
+
+/// Another share of the same directory.
+const SECOND_SHARE: &str = "second";
 
 /// How long a share may take to move from a node that nobody uses it on any more.
 const MOVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -105,4 +108,30 @@ async fn the_second_of_two_live_nodes_is_refused_the_share_until_the_first_is_le
     let share = moved.tree_connect(&cluster.share(1)).await.unwrap();
     let reclaimed = share.create(open.reconnect_request()).await.unwrap();
     assert_eq!(reclaimed.file_id().persistent, open.file_id().persistent);
+}
+
+/// The serving node of a share cannot keep two nodes from a file that they reach by two shares. Each of their `smbd`s
+/// would grant its client a write cache of its own; the cluster refuses the second one, and says so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_nodes_that_reach_a_file_by_two_shares_do_not_both_grant_it() {
+    let Some(tools) = samba_or_skip() else { return };
+    let mut options = ClusterOptions::with_samba(PROGRAM, tools).patient();
+    options.smbd.more_shares.push(SECOND_SHARE.to_owned());
+    let cluster = Cluster::start(options).await.unwrap();
+    let second_way = cluster.share(1).replace(SHARE, SECOND_SHARE);
+    let first = Client::new(cluster.credentials()).connect(cluster.smb_address(0)).await.unwrap();
+    let first = first.tree_connect(&cluster.share(0)).await.unwrap();
+    let second = Client::new(cluster.credentials()).connect(cluster.smb_address(1)).await.unwrap();
+    let second = second.tree_connect(&second_way).await.unwrap();
+
+    let held = first.create(CreateRequest::durable_v2_with_lease("file")).await.unwrap();
+    let refusal = second.create(CreateRequest::durable_v2_with_lease("file")).await.unwrap_err();
+    assert!(refusal.status().is_some(), "refused by smbd, not a lost connection: {refusal}");
+    assert_eq!(cluster.status(1).await.unwrap().conflicts_refused, 1);
+
+    // Without a conflict both ways are open.
+    second.create(CreateRequest::durable_v2_with_lease("another file")).await.unwrap();
+    held.close().await.unwrap();
+    second.create(CreateRequest::durable_v2_with_lease("file")).await.unwrap();
+    assert_eq!(cluster.status(1).await.unwrap().conflicts_refused, 1);
 }
