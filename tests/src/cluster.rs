@@ -8,6 +8,7 @@
 use std::{
     fs, io,
     net::SocketAddr,
+    ops::RangeInclusive,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
@@ -15,7 +16,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use proto::pb::ops::v1::{StatusRequest, StatusResponse, ops_client::OpsClient};
+use proto::pb::ops::v1::{HandlesRequest, StatusRequest, StatusResponse, ops_client::OpsClient};
+use statedb::Open;
 use tempfile::TempDir;
 use tokio::time;
 use tonic::transport::{Channel, Endpoint};
@@ -59,6 +61,8 @@ pub struct ClusterOptions {
     pub smbd: SmbdOptions,
     /// Values for `[cluster.timing]`, in milliseconds, where the defaults do not suit.
     pub timing: Vec<(&'static str, u64)>,
+    /// Values for `[cluster.limits]` where the defaults do not suit.
+    pub limits: Vec<(&'static str, u64)>,
     /// The sidecars' log filter.
     pub log: String,
 }
@@ -77,6 +81,7 @@ impl ClusterOptions {
             samba: None,
             smbd: SmbdOptions::default(),
             timing: Vec::new(),
+            limits: Vec::new(),
             log: "info".to_owned(),
         }
     }
@@ -127,8 +132,8 @@ pub enum ClusterError {
         log: String,
     },
     /// A sidecar did not answer.
-    #[error("the sidecar of node {node} does not tell its status")]
-    NoStatus {
+    #[error("the sidecar of node {node} does not answer an operator")]
+    NoAnswer {
         /// The node's index.
         node: usize,
         /// Why not.
@@ -162,6 +167,8 @@ pub struct Cluster {
 struct Node {
     address: SocketAddr,
     config: PathBuf,
+    /// Where an SMB server without a shim reaches the sidecar.
+    handle_socket: PathBuf,
     log: PathBuf,
     sidecar: Option<ProcessGroup>,
     smbd: Option<Smbd>,
@@ -182,14 +189,7 @@ impl Cluster {
             .map(|index| Node::prepare(index, dir.path(), &addresses, site.as_deref(), &options))
             .collect::<Result<_, _>>()?;
         let mut cluster = Self { nodes, program: options.program, site, _dir: dir };
-
-        for node in 0..cluster.nodes.len() {
-            cluster.start_sidecar(node)?;
-        }
-        cluster.leader().await?;
-        for node in 0..cluster.nodes.len() {
-            cluster.start_smbd(node).await?;
-        }
+        cluster.start_all().await?;
         Ok(cluster)
     }
 
@@ -236,6 +236,16 @@ impl Cluster {
         self.nodes[node].address
     }
 
+    /// What an SMB server attaches to by TCP.
+    pub fn sidecar(&self, node: usize) -> String {
+        format!("http://{}", self.nodes[node].address)
+    }
+
+    /// What an SMB server attaches to by a unix socket.
+    pub fn sidecar_socket(&self, node: usize) -> String {
+        format!("unix:{}", self.nodes[node].handle_socket.display())
+    }
+
     /// A node's configuration file.
     pub fn config_file(&self, node: usize) -> &Path {
         &self.nodes[node].config
@@ -244,6 +254,18 @@ impl Cluster {
     /// Everything that a node's sidecars have logged.
     pub fn sidecar_log(&self, node: usize) -> String {
         fs::read_to_string(&self.nodes[node].log).unwrap_or_default()
+    }
+
+    /// Starts whatever is not running, and returns when there is a leader and every node may serve.
+    pub async fn start_all(&mut self) -> Result<(), ClusterError> {
+        for node in 0..self.len() {
+            self.start_sidecar(node)?;
+        }
+        self.leader().await?;
+        for node in 0..self.len() {
+            self.start_smbd(node).await?;
+        }
+        Ok(())
     }
 
     /// Starts whatever of a node is not running, and returns when it is up again.
@@ -280,13 +302,26 @@ impl Cluster {
     /// Kills `smbd` and sidecar of a node with SIGKILL, both at the same moment, as far as one machine can do
     /// what a power failure does to another. Nothing of the node is left when this returns.
     pub fn kill(&mut self, node: usize) -> Result<(), ProcessError> {
+        self.kill_together(node..=node)
+    }
+
+    /// The same for all nodes at the same moment.
+    pub fn kill_all(&mut self) -> Result<(), ProcessError> {
+        self.kill_together(0..=self.len() - 1)
+    }
+
+    fn kill_together(&mut self, nodes: RangeInclusive<usize>) -> Result<(), ProcessError> {
         // First the signals, then the burials: a sidecar that lived on while `smbd` was being buried could
         // report its death, and the cluster would hear of it sooner than of a power failure.
-        let Node { sidecar, smbd, .. } = &self.nodes[node];
-        sidecar.iter().for_each(ProcessGroup::send_kill);
-        smbd.iter().for_each(Smbd::send_kill);
-        self.kill_sidecar(node)?;
-        self.kill_smbd(node)
+        for Node { sidecar, smbd, .. } in &self.nodes[nodes.clone()] {
+            sidecar.iter().for_each(ProcessGroup::send_kill);
+            smbd.iter().for_each(Smbd::send_kill);
+        }
+        for node in nodes {
+            self.kill_sidecar(node)?;
+            self.kill_smbd(node)?;
+        }
+        Ok(())
     }
 
     /// Kills a node's sidecar with SIGKILL.
@@ -321,17 +356,32 @@ impl Cluster {
         let answer = self.operator(node).await?.status(StatusRequest {}).await;
         answer
             .map(tonic::Response::into_inner)
-            .map_err(|err| ClusterError::NoStatus { node, source: err.into() })
+            .map_err(|err| ClusterError::NoAnswer { node, source: err.into() })
     }
 
     /// A connection to a node's sidecar, as an operator has it. Every request on it is bounded in time.
     pub async fn operator(&self, node: usize) -> Result<OpsClient<Channel>, ClusterError> {
         let connect = async {
-            let endpoint = Endpoint::from_shared(format!("http://{}", self.nodes[node].address))?;
+            let endpoint = Endpoint::from_shared(self.sidecar(node))?;
             endpoint.connect_timeout(STATUS_TIMEOUT).timeout(STATUS_TIMEOUT).connect().await
         };
-        let channel = connect.await.map_err(|err| ClusterError::NoStatus { node, source: err.into() })?;
+        let channel = connect.await.map_err(|err| ClusterError::NoAnswer { node, source: err.into() })?;
         Ok(OpsClient::new(channel))
+    }
+
+    /// All opens, as a node's sidecar knows them.
+    pub async fn opens(&self, node: usize) -> Result<Vec<Open>, ClusterError> {
+        let listing = async {
+            let mut messages = self.operator(node).await?.handles(HandlesRequest::default()).await?.into_inner();
+            let mut opens = Vec::new();
+            while let Some(message) = messages.message().await? {
+                for open in message.opens {
+                    opens.push(open.try_into()?);
+                }
+            }
+            Ok::<_, Box<dyn std::error::Error + Send + Sync>>(opens)
+        };
+        listing.await.map_err(|source| ClusterError::NoAnswer { node, source })
     }
 
     /// The node that leads, once a majority of all nodes says so.
@@ -410,10 +460,16 @@ impl Node {
         for (name, milliseconds) in &options.timing {
             config += &format!("{name} = {milliseconds}\n");
         }
+        config += "[cluster.limits]\n";
+        for (name, value) in &options.limits {
+            config += &format!("{name} = {value}\n");
+        }
+        let handle_socket = dir.join("handles.sock");
         config += &format!(
-            "[node]\nid = {}\ndata_dir = \"{}\"\nlog = \"{}\"\n",
+            "[node]\nid = {}\ndata_dir = \"{}\"\nhandle_socket = \"{}\"\nlog = \"{}\"\n",
             node_id(index),
             dir.join("data").display(),
+            handle_socket.display(),
             options.log,
         );
         if let (Some(smbd), Some(site)) = (&smbd, site) {
@@ -426,7 +482,14 @@ impl Node {
         }
         let config_file = dir.join("holdfast.toml");
         fs::write(&config_file, config).map_err(prepare(&config_file))?;
-        Ok(Self { address: addresses[index], config: config_file, log: dir.join("log"), sidecar: None, smbd })
+        Ok(Self {
+            address: addresses[index],
+            config: config_file,
+            handle_socket,
+            log: dir.join("log"),
+            sidecar: None,
+            smbd,
+        })
     }
 }
 

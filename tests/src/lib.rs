@@ -1,12 +1,14 @@
 //! The world around Holdfast, for its tests, its demo and its benchmarks: SMB clients, real `smbd`s, proxies,
 //! and ways to hurt them.
 
+pub mod client_machine;
 pub mod cluster;
 pub mod net;
 pub mod process;
 pub mod proxy;
 pub mod samba;
 pub mod smb_client;
+pub mod smb_node;
 pub mod smbtorture;
 pub mod stand_in;
 pub mod story;

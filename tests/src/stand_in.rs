@@ -1,33 +1,21 @@
-//! An SMB server that speaks no SMB: it attaches to a sidecar over gRPC as a server without a shim does, and asks
-//! for the opens that its clients would hold. So the story of a failover can be told where no Samba is installed.
+//! The story of [`crate::story`] without Samba: beside each sidecar an SMB server that speaks no SMB, and one client
+//! that they all tell the cluster about.
 
-use std::{path::PathBuf, sync::Arc, time::Instant};
+use std::{path::PathBuf, time::Instant};
 
-use proto::pb::{
-    handles::v1::{
-        AskRequest, AttachEvent, AttachRequest, attach_event::Event, handles_client::HandlesClient,
-    },
-    ops::v1::HandlesRequest,
-    storage::v1::FromSmbNode,
-};
+use futures::{StreamExt, TryStreamExt, stream};
 use statedb::{
-    AccessMask, ByteRangeLock, ClientGuid, CreateGuid, CreateOptions, Durability, DurableFileId, FileKey,
-    Lease, LeaseEpoch, LeaseKey, LeaseState, LeaseVersion, Millis, Open, OpenDescription, OpenState, Oplock,
-    OplockState, Outcome, Reclaim, Request, ShareAccess, ShareName, Sid,
-};
-use tonic::{
-    Status, Streaming,
-    transport::{Channel, Endpoint},
+    Create, CreateContexts, Dialect, DurableFileId, Lock, LockElement, LockKind, LockSequence,
+    OpenDescription, OpenedHow, Oplock,
 };
 
 use crate::{
-    cluster::{Cluster, ClusterError, ClusterOptions, node_id},
+    client_machine::{ClientMachine, RWH, durable_v2, lease},
+    cluster::{Cluster, ClusterError, ClusterOptions},
     process::ProcessError,
+    smb_node::{Granted, SmbNode, SmbNodeError},
     story::{Ending, Reclaimed, Watch},
 };
-
-/// The share of the story.
-const SHARE: &str = "data";
 
 /// Why the story cannot be told.
 #[derive(Debug, thiserror::Error)]
@@ -38,90 +26,41 @@ pub enum StandInError {
     /// A node cannot be killed.
     #[error(transparent)]
     Process(#[from] ProcessError),
-    /// A sidecar cannot be reached.
-    #[error("the sidecar at {address} cannot be reached")]
-    Connect {
-        /// Where.
-        address: String,
-        /// Why not.
-        source: tonic::transport::Error,
-    },
-    /// A sidecar did not do as it was asked.
-    #[error("the sidecar does not {what}")]
-    Refused {
-        /// What it was asked for.
-        what: &'static str,
-        /// What it said.
-        source: Status,
-    },
-    /// A message made no sense.
-    #[error("the sidecar's answer makes no sense")]
-    Wire(#[from] proto::WireError),
-    /// The cluster decided otherwise.
-    #[error("the stand-in wanted to {what} and was told: {outcome}")]
-    Decided {
+    /// A server did not get what it asked for.
+    #[error("the server cannot {what}")]
+    Server {
         /// What it wanted.
         what: &'static str,
-        /// What it was told.
-        outcome: Outcome,
+        /// Why not.
+        source: SmbNodeError,
+    },
+    /// An open is not what the story is about.
+    #[error("{path} was opened without durability")]
+    NotDurable {
+        /// Which.
+        path: String,
     },
 }
 
-/// A server that is attached to a sidecar. Dropping it is its death.
+/// A file that the client holds open.
 #[derive(Debug)]
-pub struct StandIn {
-    sidecar: HandlesClient<Channel>,
-    incarnation: u64,
-    /// As long as this is open the cluster counts the server as alive.
-    _events: Streaming<AttachEvent>,
-}
-
-impl StandIn {
-    /// Attaches a new server to the sidecar of a node.
-    pub async fn attach(cluster: &Cluster, node: usize) -> Result<Self, StandInError> {
-        let address = format!("http://{}", cluster.address(node));
-        let channel = Endpoint::from_shared(address.clone());
-        let channel = match channel {
-            Ok(endpoint) => endpoint.connect().await,
-            Err(error) => Err(error),
-        };
-        let mut sidecar =
-            HandlesClient::new(channel.map_err(|source| StandInError::Connect { address, source })?);
-        let refused = |source| StandInError::Refused { what: "let a server attach", source };
-        let instance = rand::random::<[u8; 16]>().to_vec();
-        let mut events = sidecar.attach(AttachRequest { instance }).await.map_err(refused)?.into_inner();
-        let first = events.message().await.map_err(refused)?;
-        match first.and_then(|first| first.event) {
-            Some(Event::Attached(attached)) => {
-                Ok(Self { sidecar, incarnation: attached.incarnation, _events: events })
-            }
-            _ => Err(refused(Status::failed_precondition("fenced before it began"))),
-        }
-    }
-
-    /// Asks the cluster, and waits for what it decides.
-    pub async fn ask(&self, what: &'static str, request: Request) -> Result<Outcome, StandInError> {
-        let what_pb = FromSmbNode { proposer: None, request: Some((&request).into()) };
-        let request = AskRequest { incarnation: self.incarnation, what: Some(what_pb) };
-        let answer = self.sidecar.clone().ask(request).await;
-        let answer = answer.map_err(|source| StandInError::Refused { what, source })?.into_inner();
-        Ok(proto::convert::required("AskResponse", "outcome", answer.outcome)?.try_into()?)
-    }
-
-    async fn must(&self, what: &'static str, request: Request, wanted: &Outcome) -> Result<(), StandInError> {
-        match self.ask(what, request).await? {
-            outcome if outcome == *wanted => Ok(()),
-            outcome => Err(StandInError::Decided { what, outcome }),
-        }
-    }
+struct HeldFile {
+    /// By which it was opened.
+    create: Create,
+    granted: Granted,
+    /// What is locked in it.
+    lock: Option<LockElement>,
 }
 
 /// The story of [`crate::story::Story`], without Samba.
 #[derive(Debug)]
 pub struct StandInStory {
+    // First, so that no server outlives its sidecar.
+    servers: Vec<SmbNode>,
     cluster: Cluster,
-    servers: Vec<StandIn>,
+    client: ClientMachine,
     victim: usize,
+    files: Vec<HeldFile>,
 }
 
 impl StandInStory {
@@ -131,16 +70,12 @@ impl StandInStory {
         let victim = cluster.leader().await?;
         let mut servers = Vec::new();
         for node in 0..cluster.len() {
-            servers.push(StandIn::attach(&cluster, node).await?);
+            servers.push(attach(&cluster.sidecar(node)).await?);
         }
-        let server = &servers[victim];
-        server
-            .must("serve the share", Request::ServeShare(ShareName::new(SHARE)), &Outcome::ShareServed)
-            .await?;
-        for open in opens() {
-            server.must("grant an open", Request::Grant(Box::new(open)), &Outcome::Granted).await?;
-        }
-        Ok(Self { cluster, servers, victim })
+        let client = ClientMachine::new();
+        let files = stream::iter(wishes(&client));
+        let files = files.then(|wish| hold(&servers[victim], wish)).try_collect().await?;
+        Ok(Self { servers, cluster, client, victim, files })
     }
 
     /// The node that will be killed.
@@ -150,118 +85,105 @@ impl StandInStory {
 
     /// Path and kind of what is open.
     pub fn files(&self) -> Vec<(String, String)> {
-        opens().into_iter().map(|open| (open.path, format!("{}, {}", open.durability, open.oplock))).collect()
+        let kind = |file: &HeldFile| {
+            let version = if file.create.contexts.durable_request { "v1" } else { "v2" };
+            let lock = if file.lock.is_some() { ", bytes locked" } else { "" };
+            format!("durable {version}, {}{lock}", file.granted.opened.oplock)
+        };
+        self.files.iter().map(|file| (file.create.path.to_string(), kind(file))).collect()
     }
 
-    /// Kills the victim, and claims its opens through the server beside the next node.
+    /// Kills the victim, and lets the client claim its files through the server beside the next node.
     pub async fn kill_and_reclaim(mut self) -> Result<Ending, StandInError> {
         let survivor = (self.victim + 1) % self.cluster.len();
-        let mut operator = self.cluster.operator(survivor).await?;
-        let watch = Watch::start(operator.clone(), self.victim);
+        let watch = Watch::start(self.cluster.operator(survivor).await?, self.victim);
         let killed = Instant::now();
         self.cluster.kill(self.victim)?;
 
         let server = &self.servers[survivor];
-        // A stand-in has no gate that holds its clients, so it asks until the share is free.
-        while server.ask("serve the share", Request::ServeShare(ShareName::new(SHARE))).await?
-            != Outcome::ShareServed
-        {
-            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
-        }
+        let client = self.client.in_new_session();
+        let previous = self.client.session();
+        let replaced = server.replace_session(previous, client.client.user.clone()).await;
+        replaced.map_err(cannot("let the client in"))?;
         let let_in = killed.elapsed();
-        let mut outcomes = Vec::new();
-        for open in opens() {
-            let reclaim = Reclaim { durable_file_id: open.durable_file_id, create_guid: open.create_guid };
-            outcomes.push((open, server.ask("reclaim an open", Request::Reclaim(reclaim)).await?));
+        let mut files = Vec::new();
+        for file in &self.files {
+            let id = file.granted.opened.durable_file_id;
+            let claim = server.create(client.reconnect(&file.create, id), || {}).await;
+            files.push(Reclaimed {
+                path: file.create.path.to_string(),
+                id: id.0,
+                broken: claim
+                    .map_or_else(|error| Some(error.to_string()), |claimed| file.what_is_missing(&claimed)),
+            });
         }
-        let reclaimed = killed.elapsed();
-
-        let refused = |source| StandInError::Refused { what: "list the opens", source };
-        let mut listing = operator.handles(HandlesRequest::default()).await.map_err(refused)?.into_inner();
-        let mut now: Vec<Open> = Vec::new();
-        while let Some(message) = listing.message().await.map_err(refused)? {
-            for open in message.opens {
-                now.push(open.try_into()?);
-            }
-        }
-        let files = outcomes
-            .into_iter()
-            .map(|(open, outcome)| Reclaimed {
-                path: open.path.clone(),
-                id: open.durable_file_id.0,
-                broken: what_is_broken(&open, &outcome, &now, survivor),
-            })
-            .collect();
-        Ok(watch.ending(survivor, killed, let_in, reclaimed, files))
+        Ok(watch.ending(survivor, killed, let_in, killed.elapsed(), files))
     }
 }
 
-/// What is not as it was before the kill, if anything.
-fn what_is_broken(
-    before: &OpenDescription,
-    outcome: &Outcome,
-    now: &[Open],
-    survivor: usize,
-) -> Option<String> {
-    if *outcome != Outcome::Reclaimed {
-        return Some(outcome.to_string());
+impl HeldFile {
+    /// What is not as it was before the kill, if anything.
+    fn what_is_missing(&self, claimed: &Granted) -> Option<String> {
+        let (before, after) = (self.granted.opened, claimed.opened);
+        if (after.durable_file_id, after.how) != (before.durable_file_id, OpenedHow::Reconnected) {
+            return Some(format!("this is another open: {after:?}"));
+        }
+        if after.oplock != before.oplock {
+            return Some(format!("its oplock or lease was {:?} and is {:?}", before.oplock, after.oplock));
+        }
+        let Some(OpenDescription { byte_range_locks, .. }) = &claimed.open else {
+            return Some("the survivor is not told what it is like".to_owned());
+        };
+        let is_kept = match self.lock {
+            None => byte_range_locks.is_empty(),
+            Some(lock) => matches!(
+                byte_range_locks.as_slice(),
+                [kept] if (kept.offset, kept.length) == (lock.offset, lock.length)
+            ),
+        };
+        (!is_kept).then(|| format!("{:?} was locked, and {byte_range_locks:?} is", self.lock))
     }
-    let Some(open) = now.iter().find(|open| open.description.durable_file_id == before.durable_file_id)
-    else {
-        return Some("the survivor does not list it".to_owned());
-    };
-    let owner = match open.state {
-        OpenState::Connected { owner } => owner.node.0,
-        OpenState::Disconnected { .. } => return Some("the survivor lists it as disconnected".to_owned()),
-    };
-    if owner != node_id(survivor) {
-        return Some(format!("it belongs to node {owner}"));
-    }
-    let kept = open.description.oplock == before.oplock
-        && open.description.byte_range_locks == before.byte_range_locks;
-    (!kept).then(|| "its oplock, lease or locks have changed".to_owned())
 }
 
-/// What a client of the stand-in would hold open.
-fn opens() -> [OpenDescription; 3] {
-    let lease = |key| {
-        Oplock::Lease(Lease {
-            key: LeaseKey([key; 16]),
-            state: LeaseState(LeaseState::READ | LeaseState::WRITE | LeaseState::HANDLE),
-            epoch: LeaseEpoch(1),
-            version: LeaseVersion::V2,
-        })
-    };
-    let lock = ByteRangeLock { offset: 0, length: 100, exclusive: true };
-    let open = |id: u8, path: &str, oplock, durability, byte_range_locks| OpenDescription {
-        durable_file_id: DurableFileId(u64::from(id)),
-        create_guid: if durability == Durability::DurableV1 {
-            CreateGuid::default()
-        } else {
-            CreateGuid([id; 16])
-        },
-        client_guid: ClientGuid([7; 16]),
-        app_instance_id: None,
-        durable_owner: Sid("S-1-5-21-1-2-3-1000".to_owned()),
-        share: ShareName::new(SHARE),
-        path: path.to_owned(),
-        file: FileKey { device: 1, inode: u64::from(id), extid: 0 },
-        granted_access: AccessMask(0x0012_019f),
-        share_access: ShareAccess(7),
-        create_options: CreateOptions::default(),
-        oplock,
-        oplock_state: OplockState::Held,
-        durability,
-        durable_open_timeout: Millis(60_000),
-        byte_range_locks,
-        lock_sequence_array: Vec::new(),
-        delete_on_close: false,
-        position: 0,
-        image: Arc::default(),
-    };
+async fn attach(sidecar: &str) -> Result<SmbNode, StandInError> {
+    SmbNode::attach(sidecar, statedb::Instance(rand::random())).await.map_err(cannot("attach"))
+}
+
+/// What the client wants open, and locked in it.
+fn wishes(client: &ClientMachine) -> [(Create, Option<LockElement>); 3] {
+    let durable_v1 = CreateContexts { durable_request: true, ..CreateContexts::default() };
+    let lock = LockElement { offset: 0, length: 100, kind: LockKind::Exclusive };
     [
-        open(1, "report.docx", lease(1), Durability::DurableV2, Vec::new()),
-        open(2, "ledger.db", Oplock::Batch, Durability::DurableV2, vec![lock]),
-        open(3, "notes.txt", lease(3), Durability::DurableV1, Vec::new()),
+        (client.durable_create("report.docx", RWH), None),
+        (
+            Create { requested: Oplock::Batch, contexts: durable_v2(false), ..client.create("ledger.db") },
+            Some(lock),
+        ),
+        (Create { requested: lease(RWH), contexts: durable_v1, ..client.create("notes.txt") }, None),
     ]
+}
+
+/// Opens a file, and locks what is to be locked.
+async fn hold(
+    server: &SmbNode,
+    (create, lock): (Create, Option<LockElement>),
+) -> Result<HeldFile, StandInError> {
+    let granted = server.create(create.clone(), || {}).await.map_err(cannot("open a file"))?;
+    if granted.opened.durable.is_none() {
+        return Err(StandInError::NotDurable { path: create.path.to_string() });
+    }
+    if let Some(element) = lock {
+        let locked = server.lock(exclusive_lock(granted.opened.durable_file_id, element)).await;
+        locked.map_err(cannot("lock a file"))?;
+    }
+    Ok(HeldFile { create, granted, lock })
+}
+
+fn exclusive_lock(open: DurableFileId, element: LockElement) -> Lock {
+    let sequence = LockSequence::default();
+    Lock { open, elements: vec![element], sequence, dialect: Dialect::Smb311, multichannel: false }
+}
+
+fn cannot(what: &'static str) -> impl FnOnce(SmbNodeError) -> StandInError {
+    move |source| StandInError::Server { what, source }
 }

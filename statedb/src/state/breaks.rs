@@ -95,8 +95,6 @@ pub(super) struct Wish {
     pub(super) open: Option<DurableFileId>,
     /// Who wishes; what becomes due for deletion by it is this SMB server's to delete.
     pub(super) owner: Owner,
-    /// Whether a classic oplock is wished for, which a disconnected persistent open does not wait with.
-    pub(super) is_classic: bool,
 }
 
 /// Who caches a file: an open with an oplock, or a lease with its opens.
@@ -131,20 +129,15 @@ impl State {
     pub(super) fn break_others(&mut self, id: DurableFileId, cause: Cause) -> Result<bool, Rejection> {
         let Some(open) = self.opens.get(id) else { return Ok(false) };
         let Some(owner) = open.connected_through() else { return Ok(false) };
-        let wish = Wish {
-            file: open.description.file,
-            lease: open.description.lease_id(),
-            open: Some(id),
-            owner,
-            is_classic: false,
-        };
+        let wish =
+            Wish { file: open.description.file, lease: open.description.lease_id(), open: Some(id), owner };
         self.break_for(wish, |_| Some(cause))
     }
 
     /// Tells who caches a directory that something in it has changed, but for the holder of the lease that the cause of
     /// it named as the parent's (MS-SMB2 3.3.4.20).
     pub(super) fn break_directory(&mut self, directory: FileKey, owner: Owner, except: Option<LeaseId>) {
-        let wish = Wish { file: directory, lease: except, open: None, owner, is_classic: false };
+        let wish = Wish { file: directory, lease: except, open: None, owner };
         let waits = self.break_for(wish, |_| Some(Cause::ChangeInDirectory));
         debug_assert_eq!(waits, Ok(false), "who caches a directory is not waited for");
     }
@@ -159,7 +152,7 @@ impl State {
     ) -> Result<bool, Rejection> {
         let mut measures = Vec::new();
         for holder in self.holders(wish, cause) {
-            if let Some(measure) = self.measure(&holder, wish)? {
+            if let Some(measure) = self.measure(&holder)? {
                 measures.push((holder, measure));
             }
         }
@@ -200,7 +193,7 @@ impl State {
         holders.into_values().collect()
     }
 
-    fn measure(&self, holder: &Holder, wish: Wish) -> Result<Option<Measure>, Rejection> {
+    fn measure(&self, holder: &Holder) -> Result<Option<Measure>, Rejection> {
         let opens = || holder.opens.iter().filter_map(|id| self.opens.get(*id));
         let demand = holder.cause.and_then(|cause| caching::demand(cause, holder.held));
         let Some(Demand { to, waits }) = demand else { return Ok(None) };
@@ -219,7 +212,7 @@ impl State {
         if let Some(open) = opens().find(|open| open.description.durability == Durability::Persistent) {
             let holds_locks_alone =
                 !open.description.byte_range_locks.is_empty() && !holder.held.has_write_caching();
-            if !holder.held.has_handle_caching() || holds_locks_alone || wish.is_classic {
+            if !holder.held.has_handle_caching() || holds_locks_alone {
                 return Err(Rejection::HeldByPersistentOpen(open.description.durable_file_id));
             }
             return Ok(Some(Measure::Save { to, waits }));
@@ -309,10 +302,11 @@ impl State {
         self.end_break(target, accepted.unwrap_or(Oplock::None).caching());
         self.clear_replay_eligible(id);
         self.file_released(file);
-        if accepted.is_none() {
-            return Err(Rejection::OplockLevelNotAccepted(id));
+        match (accepted, level) {
+            (Some(_), _) => Ok(Outcome::BreakAcknowledged),
+            (None, OplockLevel::Lease) => Err(Rejection::OplockLevelIsLease(id)),
+            (None, _) => Err(Rejection::OplockLevelNotAccepted(id)),
         }
-        Ok(Outcome::BreakAcknowledged)
     }
 
     /// A client has acknowledged the break of its lease (MS-SMB2 3.3.5.22.2).

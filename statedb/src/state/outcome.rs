@@ -209,7 +209,7 @@ pub enum Rejection {
     CreateGuidInUse(DurableFileId),
     /// The CREATE that this one repeats waits still.
     CreatePending,
-    /// The replay of a CREATE for a persistent open of which nothing is known.
+    /// The replay of a CREATE for a persistent open that is not there, or that its client has used since.
     NothingToReplay,
     /// The replay is not of the CREATE that made the open: another lease, or one where there was none.
     ReplayMismatch(DurableFileId),
@@ -239,6 +239,8 @@ pub enum Rejection {
     OplockNotBreaking(DurableFileId),
     /// An oplock break was acknowledged with a level that it cannot go down to.
     OplockLevelNotAccepted(DurableFileId),
+    /// An oplock break was acknowledged with the level LEASE, which is none of an oplock.
+    OplockLevelIsLease(DurableFileId),
     /// There is no such lease.
     LeaseNotFound(LeaseId),
     /// No break of this lease is under way.
@@ -311,6 +313,7 @@ mod ntstatus {
     pub(super) const INSUFFICIENT_RESOURCES: u32 = 0xC000_009A;
     pub(super) const FILE_FORCED_CLOSED: u32 = 0xC000_00B6;
     pub(super) const REQUEST_NOT_ACCEPTED: u32 = 0xC000_00D0;
+    pub(super) const INVALID_OPLOCK_PROTOCOL: u32 = 0xC000_00E3;
     pub(super) const INTERNAL_ERROR: u32 = 0xC000_00E5;
     pub(super) const CANCELLED: u32 = 0xC000_0120;
     pub(super) const FILE_CLOSED: u32 = 0xC000_0128;
@@ -339,7 +342,7 @@ impl Rejection {
             | Self::PathMismatch(_)
             | Self::LeaseKeyInUse(_)
             | Self::InvalidLockRequest(_)
-            | Self::OplockLevelNotAccepted(_)
+            | Self::OplockLevelIsLease(_)
             | Self::ResiliencyTooLong { .. } => ntstatus::INVALID_PARAMETER,
             Self::UserMismatch(_) | Self::ReplayMismatch(_) | Self::DirectoryOfPersistentOpen(_) => {
                 ntstatus::ACCESS_DENIED
@@ -353,6 +356,7 @@ impl Rejection {
             Self::FileClosed(_) => ntstatus::FILE_CLOSED,
             Self::Cancelled => ntstatus::CANCELLED,
             Self::OplockNotBreaking(_) => ntstatus::INVALID_DEVICE_STATE,
+            Self::OplockLevelNotAccepted(_) => ntstatus::INVALID_OPLOCK_PROTOCOL,
             Self::LeaseNotBreaking(_) => ntstatus::UNSUCCESSFUL,
             Self::LeaseStateNotAccepted(_) => ntstatus::REQUEST_NOT_ACCEPTED,
             Self::ResiliencyNotInDialect => ntstatus::INVALID_DEVICE_REQUEST,
@@ -470,7 +474,9 @@ impl fmt::Display for Rejection {
             Self::NotYoursToDelete(file) => write!(f, "file {file} is not this SMB server's to delete"),
             Self::CreateGuidInUse(open) => write!(f, "open {open} has this CreateGuid"),
             Self::CreatePending => f.write_str("the same CREATE waits still"),
-            Self::NothingToReplay => f.write_str("nothing is known of the persistent open"),
+            Self::NothingToReplay => {
+                f.write_str("there is no unused persistent open that this CREATE has made")
+            }
             Self::ReplayMismatch(open) => write!(f, "open {open} was made by another CREATE"),
             Self::AppInstanceNotLater(open) => {
                 write!(f, "the application that has open {open} is not an earlier instance")
@@ -487,6 +493,9 @@ impl fmt::Display for Rejection {
             Self::OplockNotBreaking(open) => write!(f, "no break of the oplock of open {open} is under way"),
             Self::OplockLevelNotAccepted(open) => {
                 write!(f, "the oplock of open {open} cannot be broken to this level")
+            }
+            Self::OplockLevelIsLease(open) => {
+                write!(f, "open {open} has an oplock, and its break was acknowledged with a lease")
             }
             Self::LeaseNotFound(lease) => write!(f, "there is no lease {}", lease.key),
             Self::LeaseNotBreaking(lease) => write!(f, "no break of lease {} is under way", lease.key),
@@ -691,7 +700,7 @@ mod tests {
             (
                 Rejection::NothingToReplay,
                 ntstatus::FILE_NOT_AVAILABLE,
-                "nothing is known of the persistent open",
+                "there is no unused persistent open that this CREATE has made",
             ),
             (Rejection::ReplayMismatch(OPEN), ntstatus::ACCESS_DENIED, "open 7 was made by another CREATE"),
             (
@@ -737,8 +746,13 @@ mod tests {
             ),
             (
                 Rejection::OplockLevelNotAccepted(OPEN),
-                ntstatus::INVALID_PARAMETER,
+                ntstatus::INVALID_OPLOCK_PROTOCOL,
                 "the oplock of open 7 cannot be broken to this level",
+            ),
+            (
+                Rejection::OplockLevelIsLease(OPEN),
+                ntstatus::INVALID_PARAMETER,
+                "open 7 has an oplock, and its break was acknowledged with a lease",
             ),
             (
                 Rejection::LeaseNotFound(LEASE),

@@ -24,13 +24,11 @@ impl State {
         if self.waiting.has(create.client.client_guid, request.create_guid) {
             return Err(Rejection::CreatePending);
         }
-        let Some(open) = self.open_of(create, request) else {
+        let is_persistent_replay = create.is_replay && wants_persistent(create);
+        let lost = || self.lost_persistent_open_of(create, request).filter(|_| is_persistent_replay);
+        let Some(open) = self.open_of(create, request).or_else(lost) else {
             // Another open besides the one that the client may have would stand in its way.
-            return if create.is_replay && wants_persistent(create) {
-                Err(Rejection::NothingToReplay)
-            } else {
-                Ok(None)
-            };
+            return if is_persistent_replay { Err(Rejection::NothingToReplay) } else { Ok(None) };
         };
         check_replay(open, create, request)?;
         let mut opened = answer_again(&open.description, create);
@@ -49,6 +47,16 @@ impl State {
             let is_lost_for_good = open.connected_through().is_none()
                 && (has_expired(open, self.now) || !open.description.outlives_its_connection());
             open.description.is_replay_eligible && !is_lost_for_good
+        })
+    }
+
+    /// The persistent open that an earlier CREATE with the same CreateGuid has made, used or not, whose client is away.
+    /// For that the replay is as good as a reconnect (MS-SMB2 3.3.5.9).
+    fn lost_persistent_open_of(&self, create: &Create, request: DurableRequestV2) -> Option<&Open> {
+        self.opens.of_create_guid(create.client.client_guid, request.create_guid).find(|open| {
+            open.description.durability == Durability::Persistent
+                && open.deadline().is_some()
+                && !has_expired(open, self.now)
         })
     }
 }

@@ -300,6 +300,7 @@ fn rejections() -> Vec<Rejection> {
         Rejection::FileClosed(OPEN),
         Rejection::OplockNotBreaking(OPEN),
         Rejection::OplockLevelNotAccepted(OPEN),
+        Rejection::OplockLevelIsLease(OPEN),
         Rejection::LeaseNotFound(LEASE),
         Rejection::LeaseNotBreaking(LEASE),
         Rejection::LeaseStateNotAccepted(LEASE),

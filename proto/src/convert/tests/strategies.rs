@@ -370,6 +370,7 @@ fn rejection() -> impl Strategy<Value = Rejection> {
         Rejection::FileClosed,
         Rejection::OplockNotBreaking,
         Rejection::OplockLevelNotAccepted,
+        Rejection::OplockLevelIsLease,
     ] as Vec<fn(DurableFileId) -> Rejection>);
     let of_lease = select(vec![
         Rejection::LeaseKeyInUse,
