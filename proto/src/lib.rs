@@ -9,6 +9,8 @@
 //! - What `From` made, `TryFrom` takes back, unchanged. Otherwise a node could commit an entry that its peers
 //!   cannot read.
 //! - Bytes that a release has written stay readable: `testdata` keeps them, a test reads them.
+//! - What a checked type cannot hold, or SMB2 does not allow, is refused here and named: sizes of identities, values of
+//!   enumerations, how many ranges a LOCK has. How much a whole message may have is for who receives it to say.
 
 pub mod convert;
 mod error;

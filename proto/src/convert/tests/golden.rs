@@ -138,7 +138,10 @@ fn create() -> Create {
                 persistent: true,
             }),
         },
-        app_instance: Some(AppInstance { id: [50; 16], version: None }),
+        app_instance: Some(AppInstance {
+            id: [50; 16],
+            version: Some(AppInstanceVersion { high: 54, low: 55 }),
+        }),
         is_replay: true,
         allocation_size: 51,
         image: vec![52, 53].into(),
@@ -184,6 +187,10 @@ fn commands() -> Named<Command> {
         ("register-node-cluster", register(Arbiter::Cluster)),
         ("grant-all-fields", from(Request::Grant(Box::new(description())))),
         ("create", from(Request::Create(Box::new(create())))),
+        (
+            "create-oplock",
+            from(Request::Create(Box::new(Create { requested: Oplock::Exclusive, ..create() }))),
+        ),
         ("cancel", from(Request::Cancel { sequence: 39 })),
         ("ack-oplock-break", from(Request::AckOplockBreak { open: OPEN, level: OplockLevel::LevelII })),
         (
