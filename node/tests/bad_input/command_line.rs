@@ -5,13 +5,12 @@ use std::net::{SocketAddr, TcpListener};
 use std::thread;
 
 use proto::pb::handles::v1 as pb;
-use proto::pb::handles::v1::handles_client::HandlesClient;
-use proto::pb::storage::v1 as storage;
-use proto::pb::storage::v1::from_smb_node::Request;
+use proto::pb::handles::v1::handle_service_client::HandleServiceClient;
+use proto::pb::smb::v1 as smb;
 
 use crate::sidecar::{Sidecar, Site, assert_says, end, free_endpoint, holdfast, refused, wait_until};
 
-const VERBS: [&str; 2] = ["status", "handles"];
+const VERBS: [&str; 3] = ["status", "handles", "events"];
 
 fn ask(verb: &str, address: SocketAddr) -> String {
     refused(holdfast([verb, "--address", &address.to_string()]))
@@ -86,6 +85,12 @@ fn a_node_that_is_well_is_shown_for_people_and_for_programs() {
         "quorum_age_ms",
         "opens",
         "disconnected_opens",
+        "waiting_requests",
+        "breaks_under_way",
+        "deletes_pending",
+        "contradictions",
+        "conflicts_refused",
+        "next_event",
         "nodes",
         "shares",
         "warnings",
@@ -117,18 +122,18 @@ async fn an_open_is_shown_for_people_and_for_programs() {
     let sidecar = Sidecar::spawn(site.run());
     sidecar.wait_for_log("a new cluster is formed");
     let address = site.address().to_string();
-    let mut client = HandlesClient::new(site.connect().await);
-    let attach = pb::AttachRequest { instance: vec![7; 16] };
+    let mut client = HandleServiceClient::new(site.connect().await);
+    let arbiter = smb::Arbiter::SmbServer.into();
+    let attach = pb::AttachRequest { instance: vec![7; 16], arbiter };
     let mut events = client.attach(attach).await.expect("a stream").into_inner();
     let event = events.message().await.expect("an event").and_then(|event| event.event);
     let Some(pb::attach_event::Event::Attached(attached)) = event else { panic!("{event:?}") };
     let open = open("plans/\u{1b}[2Jsecret.odt");
-    for request in [Request::ServeShare("data".to_owned()), Request::Grant(Box::new(open))] {
-        let what = Some(storage::FromSmbNode { proposer: None, request: Some(request) });
-        let asked = client.ask(pb::AskRequest { incarnation: attached.incarnation, what }).await;
-        let outcome = asked.expect("an answer").into_inner().outcome.and_then(|outcome| outcome.outcome);
-        assert!(!matches!(outcome, None | Some(storage::outcome::Outcome::Rejected(_))), "{outcome:?}");
-    }
+    let incarnation = attached.incarnation;
+    let served = client.serve_share(pb::ServeShareRequest { incarnation, share: "data".to_owned() }).await;
+    assert_eq!(served.expect("an answer").into_inner().ntstatus, 0);
+    let granted = client.grant(pb::GrantRequest { incarnation, open: Some(open) }).await;
+    assert_eq!(granted.expect("an answer").into_inner().ntstatus, 0);
 
     let table = end(holdfast(["handles", "--address", &address])).stdout;
     assert_says(
@@ -151,11 +156,15 @@ async fn an_open_is_shown_for_people_and_for_programs() {
         "granted_access",
         "share_access",
         "oplock",
+        "oplock_state",
         "lease_key",
+        "lease_epoch",
         "durability",
         "durable_open_timeout_ms",
         "byte_range_locks",
+        "delete_on_close",
         "state",
+        "session",
         "node_id",
         "expires_in_ms",
     ];
@@ -171,21 +180,61 @@ async fn an_open_is_shown_for_people_and_for_programs() {
     assert_eq!(site.status()["shares"][0]["share"], "data");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_are_shown_for_people_and_for_programs() {
+    let site = Site::alone();
+    let sidecar = Sidecar::spawn(site.run());
+    sidecar.wait_for_log("a new cluster is formed");
+    let address = site.address().to_string();
+    let nothing = end(holdfast(["events", "--address", &address]));
+    assert!(nothing.success && nothing.stdout.is_empty(), "{} {}", nothing.stdout, nothing.stderr);
+
+    let follow = holdfast(["events", "--follow", "--output", "json", "--address", &address]);
+    let follower = Sidecar::spawn(follow);
+    let mut client = HandleServiceClient::new(site.connect().await);
+    for start in 1..=2 {
+        let attach = pb::AttachRequest { instance: vec![start; 16], ..pb::AttachRequest::default() };
+        let mut events = client.attach(attach).await.expect("a stream").into_inner();
+        events.message().await.expect("it is attached");
+        drop(events);
+        wait_until(
+            || sidecar.log().matches("the SMB server is gone").count() == usize::from(start),
+            || sidecar.log(),
+        );
+    }
+    // Events 0 to 3: up, down, up, down.
+    let table = end(holdfast(["events", "--after", "1", "--address", &address]));
+    let lines: Vec<_> = table.stdout.lines().map(str::trim).collect();
+    assert_eq!(lines.len(), 2, "{} {}", table.stdout, table.stderr);
+    assert_says(lines[0], &["2", "node-up 1.2"]);
+    assert_says(lines[1], &["3", "node-down 1.2 disconnected=0 closed=0"]);
+
+    let json = end(holdfast(["events", "--after", "1", "--output", "json", "--address", &address])).stdout;
+    let events: Vec<serde_json::Value> =
+        json.lines().map(|line| serde_json::from_str(line).expect("a line is JSON")).collect();
+    assert_eq!((&events[0]["sequence"], &events[0]["kind"]), (&2.into(), &"node-up".into()));
+    assert_eq!(events[1]["what"]["owner"], serde_json::json!({ "node_id": 1, "incarnation": 2 }));
+    // It may have begun a moment after the first of them.
+    wait_until(|| follower.output().contains("\"sequence\":3"), || follower.output());
+    let none = end(holdfast(["events", "--after", "3", "--address", &address]));
+    assert!(none.success && none.stdout.is_empty(), "{} {}", none.stdout, none.stderr);
+}
+
 /// A durable open of a file with this name.
-fn open(path: &str) -> storage::OpenDescription {
-    storage::OpenDescription {
+fn open(path: &str) -> smb::OpenDescription {
+    smb::OpenDescription {
         durable_file_id: 0x1234,
         create_guid: vec![1; 16],
         client_guid: vec![2; 16],
         durable_owner: "S-1-5-21-1-2-3-1000".to_owned(),
         share: "data".to_owned(),
         path: path.to_owned(),
-        file: Some(storage::FileKey { device: 1, inode: 2, extid: 0 }),
-        oplock: Some(storage::open_description::Oplock::OplockLevel(storage::OplockLevel::Batch.into())),
-        oplock_state: storage::OplockState::Held.into(),
-        durability: storage::Durability::V2.into(),
+        file: Some(smb::FileKey { device: 1, inode: 2, extid: 0 }),
+        oplock: Some(smb::open_description::Oplock::OplockLevel(smb::OplockLevel::Batch.into())),
+        oplock_state: smb::OplockState::Held.into(),
+        durability: smb::Durability::V2.into(),
         durable_open_timeout_ms: 60_000,
-        ..storage::OpenDescription::default()
+        ..smb::OpenDescription::default()
     }
 }
 

@@ -3,13 +3,12 @@
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use node::config::Config;
-use proto::pb::handles::v1 as handles;
-use proto::pb::handles::v1::handles_client::HandlesClient;
 use proto::pb::raft::v1 as pb;
 use proto::pb::raft::v1::raft_client::RaftClient;
+use proto::pb::smb::v1 as smb;
 use proto::pb::storage::v1 as storage;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -17,14 +16,14 @@ use tonic::{Code, Status};
 use crate::sidecar::{PATIENCE, Sidecar, Site, assert_says, wait_until};
 
 /// A node of three, of which it is the only one that runs.
-struct Lonely {
-    site: Site,
+pub(crate) struct Lonely {
+    pub(crate) site: Site,
     sidecar: Sidecar,
     fingerprint: u64,
 }
 
 impl Lonely {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let site = Site::with_members(3);
         let sidecar = Sidecar::spawn(site.run());
         sidecar.wait_for_log("waiting for all nodes of a new cluster");
@@ -48,7 +47,7 @@ impl Lonely {
     }
 
     #[track_caller]
-    fn assert_well(mut self) {
+    pub(crate) fn assert_well(mut self) {
         self.sidecar.assert_lives();
         assert_eq!(self.site.status()["node_id"], 1);
         self.sidecar.stop();
@@ -56,7 +55,7 @@ impl Lonely {
 }
 
 #[track_caller]
-fn assert_refused<T: std::fmt::Debug>(answer: Result<T, Status>, code: Code, expected: &[&str]) {
+pub(crate) fn assert_refused<T: std::fmt::Debug>(answer: Result<T, Status>, code: Code, expected: &[&str]) {
     let status = answer.expect_err("it is refused");
     assert_eq!(status.code(), code, "{status}");
     assert_says(status.message(), expected);
@@ -94,10 +93,8 @@ async fn strangers_and_the_misled_are_told_why_they_are_refused() {
     let node = Lonely::start();
     let mut peer = node.peer().await;
     let sound = node.envelope();
-    let keep_alive = |envelope| pb::KeepAliveRequest {
-        envelope,
-        owner: Some(storage::Owner { node_id: 2, incarnation: 1 }),
-    };
+    let keep_alive =
+        |envelope| pb::KeepAliveRequest { envelope, owner: Some(smb::Owner { node_id: 2, incarnation: 1 }) };
 
     let stranger = pb::Envelope { cluster: sound.cluster ^ 1, ..sound };
     assert_refused(
@@ -134,7 +131,8 @@ async fn messages_that_make_no_sense_are_told_which_field() {
     assert_refused(peer.propose(propose(None)).await, Code::InvalidArgument, &["command"]);
     let empty = storage::Command::default();
     assert_refused(peer.propose(propose(Some(empty))).await, Code::InvalidArgument, &["Command"]);
-    let short = storage::RegisterNode { node_id: 2, instance: vec![1, 2, 3] };
+    let short =
+        storage::RegisterNode { node_id: 2, instance: vec![1, 2, 3], ..storage::RegisterNode::default() };
     let short = storage::Command { command: Some(storage::command::Command::RegisterNode(short)) };
     assert_refused(peer.propose(propose(Some(short))).await, Code::InvalidArgument, &["instance", "3"]);
 
@@ -224,78 +222,6 @@ async fn entries_that_make_no_log_are_not_taken() {
     node.assert_well();
 }
 
-// Waiting for the log blocks a thread, and the connection needs one to end.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_smb_server_that_asks_nonsense_is_told_what_is_wrong() {
-    let site = Site::alone();
-    let mut sidecar = Sidecar::spawn(site.run());
-    sidecar.wait_for_log("a new cluster is formed");
-    let mut client = HandlesClient::new(site.connect().await);
-
-    let short = handles::AttachRequest { instance: vec![1, 2, 3] };
-    assert_refused(client.attach(short).await, Code::InvalidArgument, &["instance", "16 bytes"]);
-    let nothing = handles::AskRequest { incarnation: 1, what: None };
-    assert_refused(
-        client.ask(nothing.clone()).await,
-        Code::FailedPrecondition,
-        &["not attached", "stop serving"],
-    );
-
-    let mut events = client.attach(attach(1)).await.expect("a stream").into_inner();
-    let event = events.message().await.expect("an event").and_then(|event| event.event);
-    let Some(handles::attach_event::Event::Attached(attached)) = event else { panic!("{event:?}") };
-    assert_refused(
-        client.attach(attach(2)).await,
-        Code::FailedPrecondition,
-        &["attached to this sidecar already"],
-    );
-    let stranger = handles::AskRequest { incarnation: attached.incarnation + 1, what: None };
-    assert_refused(client.ask(stranger).await, Code::FailedPrecondition, &["not attached"]);
-    let nothing = handles::AskRequest { incarnation: attached.incarnation, ..nothing };
-    assert_refused(client.ask(nothing).await, Code::InvalidArgument, &["what"]);
-    let empty = Some(storage::FromSmbNode::default());
-    let empty = handles::AskRequest { incarnation: attached.incarnation, what: empty };
-    assert_refused(client.ask(empty).await, Code::InvalidArgument, &["FromSmbNode.request"]);
-
-    // Its place is free when it is gone.
-    drop(events);
-    sidecar.wait_for_log("the SMB server is gone");
-    client.attach(attach(2)).await.expect("a stream");
-    sidecar.assert_lives();
-}
-
-#[tokio::test]
-async fn one_smb_server_waits_for_a_quorum_and_no_crowd() {
-    let node = Lonely::start();
-    let mut client = HandlesClient::new(node.site.connect().await);
-    let waiting = client.attach(attach(1)).await.expect("a stream");
-    assert_refused(client.attach(attach(2)).await, Code::FailedPrecondition, &["or about to be"]);
-    drop(waiting);
-    // Nobody says when the first one is forgotten.
-    let deadline = Instant::now() + PATIENCE;
-    while client.attach(attach(2)).await.is_err() {
-        assert!(Instant::now() < deadline, "the place is not given up");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    node.assert_well();
-}
-
-#[tokio::test]
-async fn a_sidecar_of_a_samba_turns_other_smb_servers_away() {
-    let Some(site) = Site::with_scripted_samba() else { return };
-    let _sidecar = site.start();
-    let mut client = HandlesClient::new(site.connect().await);
-    assert_refused(
-        client.attach(attach(1)).await,
-        Code::FailedPrecondition,
-        &["[samba]", "a sidecar of its own"],
-    );
-}
-
-fn attach(start: u8) -> handles::AttachRequest {
-    handles::AttachRequest { instance: vec![start; 16] }
-}
-
 #[tokio::test]
 async fn a_snapshot_that_makes_no_state_is_not_taken() {
     use pb::snapshot_chunk::Chunk;
@@ -321,7 +247,7 @@ async fn a_snapshot_that_makes_no_state_is_not_taken() {
     let record = |record| storage::Record { record: Some(record) };
     let meta = |index| {
         let applied = Some(storage::LogId { term: 1, index });
-        record(storage::record::Record::Meta(storage::StateMeta { applied, now_ms: 0 }))
+        record(storage::record::Record::Meta(storage::StateMeta { applied, ..storage::StateMeta::default() }))
     };
     for (what, chunks) in [
         ("no records", vec![head(5), end(0)]),
@@ -346,7 +272,11 @@ async fn a_snapshot_that_makes_no_state_is_not_taken() {
 async fn a_message_beyond_every_limit_is_refused_before_it_is_held() {
     let node = Lonely::start();
     let mut peer = node.peer().await;
-    let register = storage::RegisterNode { node_id: 2, instance: vec![0; 64 * 1024 * 1024] };
+    let register = storage::RegisterNode {
+        node_id: 2,
+        instance: vec![0; 64 * 1024 * 1024],
+        ..storage::RegisterNode::default()
+    };
     let command = storage::Command { command: Some(storage::command::Command::RegisterNode(register)) };
     let request = pb::ProposeRequest { envelope: Some(node.envelope()), command: Some(command) };
     let status = peer.propose(request).await.expect_err("it is refused");

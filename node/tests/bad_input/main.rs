@@ -13,4 +13,5 @@ mod hostile_frames;
 mod hostile_peers;
 mod samba;
 mod sidecar;
+mod smb_server;
 mod smbd;

@@ -45,6 +45,7 @@ pub(crate) struct Site {
     pub(crate) listen: Option<SocketAddr>,
     pub(crate) data_dir: PathBuf,
     pub(crate) run_dir: PathBuf,
+    pub(crate) handle_socket: Option<PathBuf>,
     pub(crate) samba: Option<Samba>,
 }
 
@@ -61,7 +62,7 @@ impl Site {
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("it is ours");
         let (data_dir, run_dir) = (dir.path().join("data"), dir.path().join("run"));
         let members = (0..members).map(|_| free_endpoint()).collect();
-        Self { dir, members, listen: None, data_dir, run_dir, samba: None }
+        Self { dir, members, listen: None, data_dir, run_dir, handle_socket: None, samba: None }
     }
 
     /// A node that is its own quorum, beside a Samba that is only a script. `None`, with a notice, where there is
@@ -102,6 +103,9 @@ impl Site {
         text += &format!("[node]\nid = 1\ndata_dir = \"{}\"\n", self.data_dir.display());
         if let Some(listen) = self.listen {
             text += &format!("listen = \"{listen}\"\n");
+        }
+        if let Some(path) = &self.handle_socket {
+            text += &format!("handle_socket = \"{}\"\n", path.display());
         }
         if let Some(Samba { smbd, smb_conf }) = &self.samba {
             text += &format!(
@@ -246,6 +250,11 @@ impl Sidecar {
     /// What it has logged so far.
     pub(crate) fn log(&self) -> String {
         self.read("stderr")
+    }
+
+    /// What it has printed so far.
+    pub(crate) fn output(&self) -> String {
+        self.read("stdout")
     }
 
     #[track_caller]
