@@ -477,6 +477,16 @@ mod tests {
             "{told:?}"
         );
         assert_eq!(state.open(OTHER).unwrap().description.oplock, Oplock::None);
+        assert_eq!(state.open(ID).unwrap().description.oplock, Oplock::Batch);
+    }
+
+    #[test]
+    fn lock_ends_level_two_of_its_own_open() {
+        let mut state = state(Durability::NotDurable);
+        state.put_open(connected(Oplock::LevelII, Durability::NotDurable, SESSION));
+        lock(&mut state, &[element(0, 1, Shared)]).unwrap();
+        assert_eq!(state.open(ID).unwrap().description.oplock, Oplock::None);
+        assert_eq!(state.take_events().len(), 1);
     }
 
     #[test]

@@ -57,6 +57,12 @@ pub(super) fn demand(cause: Cause, held: LeaseState) -> Option<Demand> {
     (to != held).then_some(Demand { to, waits })
 }
 
+/// Whether something that is done through an open leaves the oplock of that open alone. Level II goes with the
+/// holder's own writes as well (MS-FSA 2.1.4.12; smbtorture's oplock.levelii500).
+pub(super) fn spares_own(cause: Cause, own: Oplock) -> bool {
+    !(own == Oplock::LevelII && matches!(cause, Cause::Write | Cause::Lock))
+}
+
 /// The oplock whose holder is asked to go down to `to`: there is nothing between level II and none.
 pub(super) fn oplock_after(to: LeaseState) -> Oplock {
     if to.0 & LeaseState::READ == 0 { Oplock::None } else { Oplock::LevelII }
@@ -300,6 +306,17 @@ mod tests {
             assert_eq!(needs_ack(state(held)), held.contains(['H', 'W']), "{held}");
         }
         assert!(!needs_ack(Oplock::LevelII.caching()));
+    }
+
+    #[test]
+    fn level_two_goes_with_the_writes_of_its_own_holder() {
+        let open = Cause::Open { overwrites: false, excludes: false };
+        for own in ["none", "level2", "exclusive", "batch", "R", "RH", "RWH"] {
+            for cause in [open, Cause::Write, Cause::Lock, Cause::RenameOrDelete, Cause::ChangeInDirectory] {
+                let goes = own == "level2" && matches!(cause, Cause::Write | Cause::Lock);
+                assert_eq!(spares_own(cause, oplock(own)), !goes, "{own} {cause:?}");
+            }
+        }
     }
 
     #[test]

@@ -1,7 +1,4 @@
-//! What an open may cache: oplocks and leases, as its SMB server reported them last.
-//!
-//! Who may have which of them at the same time is not decided here: a share has one serving node, and
-//! its SMB server sees all opens.
+//! What an open may cache: oplocks and leases. Who may have which of them beside whom is decided in `caching`.
 
 use std::fmt;
 
@@ -66,7 +63,7 @@ pub enum LeaseVersion {
     V2,
 }
 
-/// The lease that an open belongs to, as of the open's last report.
+/// The lease that an open belongs to. All opens of a lease say the same of it, but for the parent key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lease {
     /// Its key; unique within the ClientGuid.
