@@ -5,6 +5,7 @@ use super::event::{CloseReason, EventKind};
 use super::ids::{DurableFileId, Owner, SessionId};
 use super::node::Arbiter;
 use super::open::{Durability, Open, OpenDescription, OpenState};
+use super::oplock::OplockState;
 use super::outcome::Rejection;
 use super::state::State;
 use super::time::Timestamp;
@@ -63,9 +64,13 @@ impl State {
     }
 
     /// The client of a disconnected open is back, through `owner`. What somebody has wanted of it in the meantime, it is
-    /// asked for now.
+    /// asked for now; what another client of its lease has been asked for, it has been asked for too.
     pub(super) fn client_is_back(&mut self, id: DurableFileId, owner: Owner, session: Option<SessionId>) {
         self.set_open_state(id, OpenState::Connected { owner, session });
+        let target = self.opens.get(id).map(break_target);
+        if target.is_some_and(|target| self.breaks.get(target).is_some()) {
+            self.edit_open(id, |open| open.oplock_state = OplockState::Breaking);
+        }
         self.ask_for_saved_break(id);
     }
 
