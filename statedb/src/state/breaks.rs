@@ -7,7 +7,7 @@ use super::caching::{self, Cause, Demand};
 use super::event::{CloseReason, EventKind};
 use super::ids::{DurableFileId, FileKey, LeaseId, Owner};
 use super::open::{Durability, Open};
-use super::oplock::{Lease, LeaseEpoch, LeaseState, LeaseVersion, Oplock, OplockLevel, OplockState};
+use super::oplock::{Lease, LeaseState, Oplock, OplockLevel, OplockState};
 use super::outcome::{Outcome, Rejection};
 use super::state::State;
 use super::time::{Millis, Timestamp};
@@ -91,7 +91,7 @@ pub(super) struct Wish {
     pub(super) file: FileKey,
     /// The lease of who wishes, which is left alone with all its opens.
     pub(super) lease: Option<LeaseId>,
-    /// The open through which it is wished, if there is one.
+    /// The open through which it is wished, if there is one whose own oplock is left alone.
     pub(super) open: Option<DurableFileId>,
     /// Who wishes; what becomes due for deletion by it is this SMB server's to delete.
     pub(super) owner: Owner,
@@ -120,8 +120,8 @@ enum Measure {
     Lower { to: LeaseState },
     /// Its client is away; it is asked when it is back.
     Save { to: LeaseState, waits: bool },
-    /// Its client is away and does not get it back.
-    Purge,
+    /// Its client is away and does not get back what is durable of it; what is resilient is lowered.
+    Purge { to: LeaseState },
 }
 
 impl State {
@@ -129,8 +129,13 @@ impl State {
     pub(super) fn break_others(&mut self, id: DurableFileId, cause: Cause) -> Result<bool, Rejection> {
         let Some(open) = self.opens.get(id) else { return Ok(false) };
         let Some(owner) = open.connected_through() else { return Ok(false) };
-        let wish =
-            Wish { file: open.description.file, lease: open.description.lease_id(), open: Some(id), owner };
+        let is_spared = caching::spares_own(cause, open.description.oplock);
+        let wish = Wish {
+            file: open.description.file,
+            lease: open.description.lease_id(),
+            open: is_spared.then_some(id),
+            owner,
+        };
         self.break_for(wish, |_| Some(cause))
     }
 
@@ -162,7 +167,7 @@ impl State {
                 Measure::Ask { waits, .. } | Measure::AskMore { waits, .. } | Measure::Save { waits, .. } => {
                     waits
                 }
-                Measure::Tell { .. } | Measure::Lower { .. } | Measure::Purge => false,
+                Measure::Tell { .. } | Measure::Lower { .. } | Measure::Purge { .. } => false,
             };
             self.take(measure, &holder, wish.owner);
         }
@@ -222,7 +227,7 @@ impl State {
         let is_durable = |open: &Open| open.description.durability != Durability::Resilient;
         let lost = holder.held.without(to.0);
         let goes = (lost.has_handle_caching() || lost.has_write_caching()) && opens().any(is_durable);
-        Ok(Some(if goes { Measure::Purge } else { Measure::Lower { to } }))
+        Ok(Some(if goes { Measure::Purge { to } } else { Measure::Lower { to } }))
     }
 
     fn take(&mut self, measure: Measure, holder: &Holder, wished_by: Owner) {
@@ -248,10 +253,14 @@ impl State {
                 self.put_break(target, Break { to, required: to, ack_until: None });
                 self.set_oplock_state(target, OplockState::Breaking);
             }
-            Measure::Purge => {
+            Measure::Purge { to } => {
                 for id in &holder.opens {
-                    self.close_open_for(*id, Some(CloseReason::Purged), Some(wished_by));
+                    let is_resilient = |open: &Open| open.description.durability == Durability::Resilient;
+                    if !self.opens.get(*id).is_some_and(is_resilient) {
+                        self.close_open_for(*id, Some(CloseReason::Purged), Some(wished_by));
+                    }
                 }
+                self.take(Measure::Lower { to }, holder, wished_by);
             }
         }
     }
@@ -429,10 +438,8 @@ impl State {
     fn count_change(&mut self, target: BreakTarget) {
         for id in self.ids_of(target) {
             self.edit_open(id, |open| {
-                if let Oplock::Lease(lease) = &mut open.oplock
-                    && lease.version == LeaseVersion::V2
-                {
-                    lease.epoch = LeaseEpoch(lease.epoch.0.wrapping_add(1));
+                if let Oplock::Lease(lease) = &mut open.oplock {
+                    lease.epoch = lease.next_epoch();
                 }
             });
         }
