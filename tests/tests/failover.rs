@@ -31,6 +31,22 @@ const RECLAIM_TESTS: [&str; 5] = [
     "smb2.durable-v2-open.durable-v2-setinfo",
 ];
 
+/// The tests of `smbtorture` in which durable opens of several clients meet, and pass on one Samba.
+const SHARING_TESTS: [&str; 12] = [
+    "smb2.durable-open.open-oplock",
+    "smb2.durable-open.open-lease",
+    "smb2.durable-open.oplock",
+    "smb2.durable-open.lease",
+    "smb2.durable-open.open2-lease",
+    "smb2.durable-open.open2-oplock",
+    "smb2.durable-v2-open.open-oplock",
+    "smb2.durable-v2-open.open-lease",
+    "smb2.lease.upgrade2",
+    "smb2.lease.break",
+    "smb2.lease.oplock",
+    "smb2.oplock.batch1",
+];
+
 /// Longer than the slowest of them takes on a loaded machine.
 const SMBTORTURE_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -160,7 +176,25 @@ async fn every_acknowledged_open_survives_the_kill_of_its_node() {
     assert_eq!(refusal.status(), Some(NtStatus::FILE_LOCK_CONFLICT), "{refusal}");
     let status = cluster.status(survivor).await.unwrap();
     assert_eq!(status.opens - status.disconnected_opens, promised as u64, "{status:?}");
+    assert_eq!((status.contradictions, status.conflicts_refused), (0, 0), "{status:?}");
     eprintln!("{promised} durable opens were granted and reclaimed");
+}
+
+/// What the shim sees of a real `smbd`'s opens, their breaks, upgrades and closes makes sense by the rules of the
+/// replicated state: no two opens are ever recorded that exclude each other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_smbd_grants_never_contradicts_itself() {
+    let Some(tools) = samba_or_skip() else { return };
+    let cluster = Cluster::start(ClusterOptions::with_samba(PROGRAM, tools).patient()).await.unwrap();
+    let no_kill: Kill = Box::new(|_| Box::pin(async {}));
+    let proxy = Proxy::start(Mode::Pin, vec![cluster.smb_address(0)], no_kill).await.unwrap();
+    for test in SHARING_TESTS {
+        let report =
+            smbtorture::run(&cluster.site(), proxy.address(), test, SMBTORTURE_TIMEOUT).await.unwrap();
+        assert_eq!(report.verdict, Verdict::Success, "{test}\n{}", report.output);
+        let status = cluster.status(0).await.unwrap();
+        assert_eq!((status.contradictions, status.conflicts_refused), (0, 0), "{test}: {status:?}");
+    }
 }
 
 /// The tests that fail without Holdfast, with it.

@@ -217,7 +217,15 @@ impl Capture {
             debug!(service_path, "a durable open of a share that is not protected");
             return Ok(());
         };
-        let image = self.image_of_new(value, connection).await?;
+        let image = match self.image_of_new(value, connection).await {
+            Err(Refused::Image(ImageError::NoShareModeEntry { id, .. }))
+                if self.is_left_behind(id, connection).await? =>
+            {
+                debug!(durable_file_id = %id, "a client has come back for an open that somebody has purged");
+                return Ok(());
+            }
+            image => image?,
+        };
         let description = image.describe(share);
         // Tracked before the cluster knows: the next change of the open can come as soon as smbd goes on.
         self.tracker.track(&description);
@@ -228,6 +236,16 @@ impl Capture {
         }
         self.opens().insert(LocalOpen { description, process: Some(process) });
         Ok(())
+    }
+
+    /// Whether the record of an open is what `smbd` leaves behind when somebody wants the file of a client that is away:
+    /// it takes the open from the share modes alone, and finds that out when the client is back, right after this store.
+    async fn is_left_behind(&self, id: DurableFileId, connection: &mut Connection) -> Result<bool, Refused> {
+        let key = RecordKey { database: Database::OpenGlobal, key: samba::records::open_global_key(id).to_vec() };
+        let fetched = connection.fetch(vec![key]).await?.ok_or(Refused::GivenUp)?;
+        let Some(before) = fetched.into_iter().find_map(|record| record.value) else { return Ok(false) };
+        let before = OpenGlobal::decode(self.settings.layout, &before)?;
+        Ok(process_of(before.holder()).is_none())
     }
 
     async fn image_of_new(&self, value: &[u8], connection: &mut Connection) -> Result<OpenImage, Refused> {
