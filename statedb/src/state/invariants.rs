@@ -261,15 +261,14 @@ fn breaks_of_a_connected_holder_have_a_deadline(state: &State, found: &mut Vec<S
     }
 }
 
-/// But an open whose client is away while another answers for its lease is not asked, unless it is persistent.
+/// An open whose client is away while another answers for its lease has no part in that, unless it is persistent.
 fn breaking_opens_have_a_break(state: &State, found: &mut Vec<String>) {
     for open in state.opens().filter(|open| is_arbitrated_by_the_cluster(open)) {
-        let target = caching_key(&open.description);
-        let is_breaking = open.description.oplock_state == OplockState::Breaking;
-        let can_break =
-            open.connected_through().is_some() || open.description.durability == Durability::Persistent;
-        if is_breaking != (can_break && state.break_under_way(target).is_some()) {
-            let oplock_state = open.description.oplock_state;
+        let OpenDescription { oplock_state, durability, .. } = open.description;
+        let is_breaking = oplock_state == OplockState::Breaking;
+        let has_part = open.connected_through().is_some() || durability == Durability::Persistent;
+        let is_under_way = state.break_under_way(caching_key(&open.description)).is_some();
+        if (is_breaking && !is_under_way) || (has_part && is_under_way && !is_breaking) {
             found.push(format!("open {} is {oplock_state}, the table of breaks disagrees", id(open)));
         }
     }
@@ -489,8 +488,8 @@ fn opens_stay_the_same_open(earlier: &Open, later: &Open, found: &mut Vec<String
     }
 }
 
-/// But where the cluster decides a client may come for its open through another node than the one that keeps it, and for
-/// a persistent one through another than the one that has it.
+/// But where the cluster decides a client may come for its open through another node than the one that keeps it, and
+/// for a persistent one through another than the one that has it.
 fn opens_change_hands_by_way_of_nobody(earlier: &Open, later: &Open, found: &mut Vec<String>) {
     let is_persistent = later.description.durability == Durability::Persistent;
     let may_be_fetched =
