@@ -66,7 +66,15 @@ fn check_replay(open: &Open, create: &Create, request: DurableRequestV2) -> Resu
     let description = &open.description;
     let id = description.durable_file_id;
     if !create.is_replay {
-        return Err(Rejection::CreateGuidInUse(id));
+        // Where every node serves the share, the client may have moved on before its open was found lost, and is to ask
+        // again (smbtorture's replay5).
+        let is_lost_persistent =
+            open.deadline().is_some() && description.durability == Durability::Persistent;
+        return Err(if is_lost_persistent && create.share.scale_out {
+            Rejection::HeldByPersistentOpen(id)
+        } else {
+            Rejection::CreateGuidInUse(id)
+        });
     }
     if let OpenState::Connected { session, .. } = open.state
         && session != Some(create.client.session)
