@@ -47,9 +47,7 @@ enumerations! {
     CloseReason = events::CloseReason {
         Expired = Expired,
         Purged = Purged,
-        ConnectionLost = ConnectionLost,
         AppInstanceReplaced = AppInstanceReplaced,
-        SessionReplaced = SessionReplaced,
         Reclaimed = Reclaimed,
     }
     CreateAction = pb::CreateAction {

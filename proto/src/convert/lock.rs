@@ -6,8 +6,9 @@ use super::enumerations::specified;
 use crate::WireError;
 use crate::pb::smb::v1 as pb;
 
-/// How many ranges a LOCK request may have: as many as Windows takes.
-const ELEMENTS_MAX: usize = 64;
+/// How many ranges a LOCK request may have. The specification has no limit; the Linux client sends what fits into a
+/// page, which is 170.
+const ELEMENTS_MAX: usize = 256;
 
 /// The largest LockSequenceNumber, which has four bits (MS-SMB2 2.2.26).
 const SEQUENCE_NUMBER_MAX: u8 = 15;

@@ -178,7 +178,11 @@ impl State {
             Wanted::NewOpen => {}
             Wanted::Reconnect(wanted) => return self.reconnect(owner, create, wanted),
         }
-        let id = create.durable_file_id.unwrap_or_else(|| self.unused_id());
+        let id = match create.durable_file_id {
+            Some(id) if id.0 & CHOSEN_BY_CLUSTER != 0 => return Err(Rejection::DurableFileIdInUse(id)),
+            Some(id) => id,
+            None => self.unused_id(),
+        };
         let limit = self.limits.open_bytes_max;
         if create.variable_bytes() > limit {
             return Err(Rejection::OpenTooLarge { open: id, limit });

@@ -120,12 +120,8 @@ pub enum CloseReason {
     Expired,
     /// Its client was away, and somebody wanted the file.
     Purged,
-    /// Its connection was lost, and it is not one that outlives that.
-    ConnectionLost,
     /// A later instance of its application has taken the file over (MS-SMB2 3.3.5.9.13).
     AppInstanceReplaced,
-    /// The session of its client was replaced, and it is not one that outlives that.
-    SessionReplaced,
     /// It lives on, but elsewhere: its client came back for it through another session.
     Reclaimed,
 }
@@ -189,9 +185,7 @@ impl fmt::Display for CloseReason {
         f.write_str(match self {
             Self::Expired => "expired",
             Self::Purged => "purged",
-            Self::ConnectionLost => "connection-lost",
             Self::AppInstanceReplaced => "app-instance-replaced",
-            Self::SessionReplaced => "session-replaced",
             Self::Reclaimed => "reclaimed",
         })
     }
@@ -261,9 +255,7 @@ mod tests {
         for (reason, name) in [
             (CloseReason::Expired, "expired"),
             (CloseReason::Purged, "purged"),
-            (CloseReason::ConnectionLost, "connection-lost"),
             (CloseReason::AppInstanceReplaced, "app-instance-replaced"),
-            (CloseReason::SessionReplaced, "session-replaced"),
             (CloseReason::Reclaimed, "reclaimed"),
         ] {
             let kind = EventKind::OpenClosed { open: OPEN, reason };

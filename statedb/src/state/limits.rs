@@ -35,7 +35,7 @@ impl Limits {
     /// records of Samba, of which the longest holds two paths of at most 4 KiB; SMB servers promise
     /// minutes, an administrator may promise hours; every home directory can be a share; 4096 outstanding
     /// requests are more than a node has SMB server processes waiting, and 65,536 requests that wait take no more
-    /// than as many opens; Windows lets 64 ranges go into one request, and applications take thousands.
+    /// than as many opens; a database may lock thousands of records of one file.
     /// The times are those of Windows (MS-SMB2 appendix A, notes on 3.3.4.6, 3.3.4.7 and 3.3.5.15.9).
     pub const DEFAULT: Self = Self {
         opens_max: 1_000_000,

@@ -239,18 +239,18 @@ fn a_create_says_who_asks_for_what() {
 }
 
 #[test]
-fn a_lock_is_no_larger_than_windows_takes() {
+fn a_lock_has_a_bounded_number_of_ranges() {
     let element = smb::LockElement { offset: 0, length: 1, kind: smb::LockKind::Exclusive.into() };
     let lock = smb::Lock {
-        elements: vec![element; 64],
+        elements: vec![element; 256],
         dialect: smb::Dialect::Smb21.into(),
         ..smb::Lock::default()
     };
-    assert_eq!(Lock::try_from(lock.clone()).map(|lock| lock.elements.len()), Ok(64));
+    assert_eq!(Lock::try_from(lock.clone()).map(|lock| lock.elements.len()), Ok(256));
     let lock = |change| nonsense::<_, Lock>(&lock, change);
     assert_eq!(
         lock(|lock| lock.elements.push(smb::LockElement::default())),
-        "Lock.elements: 65 elements, more than 64"
+        "Lock.elements: 257 elements, more than 256"
     );
     assert_eq!(lock(|lock| lock.elements[0].kind = 0), "LockElement.kind: is not specified");
     assert_eq!(lock(|lock| lock.dialect = 0x02FF), "Lock.dialect: unknown enumeration value 767");

@@ -40,12 +40,10 @@ const LOCK_KINDS: [LockKind; 3] = [LockKind::Shared, LockKind::Exclusive, LockKi
 
 const HOWS: [OpenedHow; 3] = [OpenedHow::Created, OpenedHow::Replayed, OpenedHow::Reconnected];
 
-const CLOSE_REASONS: [CloseReason; 6] = [
+const CLOSE_REASONS: [CloseReason; 4] = [
     CloseReason::Expired,
     CloseReason::Purged,
-    CloseReason::ConnectionLost,
     CloseReason::AppInstanceReplaced,
-    CloseReason::SessionReplaced,
     CloseReason::Reclaimed,
 ];
 
