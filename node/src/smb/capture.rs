@@ -241,7 +241,8 @@ impl Capture {
     /// Whether the record of an open is what `smbd` leaves behind when somebody wants the file of a client that is away:
     /// it takes the open from the share modes alone, and finds that out when the client is back, right after this store.
     async fn is_left_behind(&self, id: DurableFileId, connection: &mut Connection) -> Result<bool, Refused> {
-        let key = RecordKey { database: Database::OpenGlobal, key: samba::records::open_global_key(id).to_vec() };
+        let key =
+            RecordKey { database: Database::OpenGlobal, key: samba::records::open_global_key(id).to_vec() };
         let fetched = connection.fetch(vec![key]).await?.ok_or(Refused::GivenUp)?;
         let Some(before) = fetched.into_iter().find_map(|record| record.value) else { return Ok(false) };
         let before = OpenGlobal::decode(self.settings.layout, &before)?;

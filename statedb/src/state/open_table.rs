@@ -186,6 +186,14 @@ impl OpenTable {
     /// Puts an open in its place, and returns the one that was there before.
     pub(super) fn insert(&mut self, open: Open) -> Option<Open> {
         let id = open.description.durable_file_id;
+        // Most changes of an open are of nothing that it is found by.
+        if let Some(known) = self.by_id.get_mut(&id)
+            && known.state == open.state
+            && known.description.share == open.description.share
+            && Keys::of(&known.description) == Keys::of(&open.description)
+        {
+            return Some(std::mem::replace(known.as_mut(), open));
+        }
         let before = self.remove(id);
         let Keys { file, lease, create_guid, app_instance } = Keys::of(&open.description);
         self.by_file.insert(&file, id);
