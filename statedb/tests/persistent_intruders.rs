@@ -1,5 +1,5 @@
-//! Whoever comes for the file of a persistent open whose client is away: the whole matrix of what the open caches, shares
-//! and has locked, and of what the other one wants (`SEMANTICS.md`, 5.2). Its client comes back afterwards, in every case.
+//! Whoever comes for the file of a persistent open whose client is away: the whole matrix of what the open caches,
+//! shares and has locked, and of what the other one wants (`SEMANTICS.md`, 5.2). Its client comes back afterwards.
 
 use statedb::{
     AccessMask, Arbiter, ByteRangeLock, Client, ClientGuid, Command, Create, CreateAction, CreateContexts,
