@@ -501,7 +501,8 @@ impl RaftNode {
     ) -> Result<(LogId, Outcome), ProposeError> {
         use pb::propose_response::Result as PbResult;
         let nobody = || ProposeError::NotLeader { leader: None };
-        let mut peer = self.peers.control(leader.0).ok_or_else(nobody)?;
+        // Thousands may be under way, and a sign of life does not wait behind them.
+        let mut peer = self.peers.bulk(leader.0).ok_or_else(nobody)?;
         let request = pb::ProposeRequest { envelope: Some(peer.envelope), command: Some(command.into()) };
         let response = network::within(PROPOSE_WITHIN, peer.client.propose(request)).await;
         let result = match response {

@@ -1,7 +1,7 @@
 //! From this node to its peers.
 //!
-//! Two connections per peer, so that a snapshot or a burst of entries does not hold up a heartbeat: one for
-//! bulk, one for control. Both are made when they are first needed and again after they broke; a peer that
+//! Two connections per peer, so that a snapshot or a burst of entries or proposals does not hold up a heartbeat: one
+//! for bulk, one for control. Both are made when they are first needed and again after they broke; a peer that
 //! died closes them and is noticed at once, one that was cut off within [`PEER_SILENCE_MAX`].
 
 use std::collections::BTreeMap;
@@ -86,6 +86,11 @@ impl Peers {
         self.peer(peer, |connections| &connections.control)
     }
 
+    /// A client for what may be large or come in thousands; `None` for a node that the configuration does not know.
+    pub(super) fn bulk(&self, peer: u64) -> Option<Peer> {
+        self.peer(peer, |connections| &connections.bulk)
+    }
+
     fn peer(&self, peer: u64, choose: impl FnOnce(&Connections) -> &Channel) -> Option<Peer> {
         let channel = choose(self.shared.connections.get(&peer)?).clone();
         let client = RaftClient::new(channel)
@@ -119,11 +124,7 @@ impl RaftNetworkFactory<TypeConfig> for Peers {
     type Network = Connection;
 
     async fn new_client(&mut self, target: u64, _: &BasicNode) -> Connection {
-        Connection {
-            target,
-            peer: self.peer(target, |connections| &connections.bulk),
-            silence_max: self.shared.silence_max,
-        }
+        Connection { target, peer: self.bulk(target), silence_max: self.shared.silence_max }
     }
 
     async fn new_heartbeat_client(&mut self, target: u64, _: &BasicNode) -> Connection {
