@@ -372,7 +372,8 @@ impl Cluster {
     /// All opens, as a node's sidecar knows them.
     pub async fn opens(&self, node: usize) -> Result<Vec<Open>, ClusterError> {
         let listing = async {
-            let mut messages = self.operator(node).await?.handles(HandlesRequest::default()).await?.into_inner();
+            let mut messages =
+                self.operator(node).await?.handles(HandlesRequest::default()).await?.into_inner();
             let mut opens = Vec::new();
             while let Some(message) = messages.message().await? {
                 for open in message.opens {

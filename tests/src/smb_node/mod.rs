@@ -237,16 +237,14 @@ impl SmbNode {
         interim: impl FnOnce(),
     ) -> Result<pb::Answer, SmbNodeError> {
         let (asked, mut said) = self.asked(request.into());
-        let mut given_up = GivenUp { node: self, request_id: None };
-        let request_id = asked.request.request_id;
+        let mut given_up = GivenUp { node: self, request_id: Some(asked.request.request_id) };
         self.requests.send(asked).await.map_err(|_| SmbNodeError::Stopped)?;
         let mut next = said.recv().await;
         if let Some(Said::Pending(_)) = next {
-            given_up.request_id = Some(request_id);
             interim();
             next = said.recv().await;
-            given_up.request_id = None;
         }
+        given_up.request_id = None;
         match next.ok_or(SmbNodeError::AnswerLost)? {
             Said::Answer(pb::Answer { ntstatus, reason, .. }) if ntstatus != 0 => {
                 Err(SmbNodeError::Rejected { ntstatus, reason })
