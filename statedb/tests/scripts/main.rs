@@ -393,8 +393,9 @@ impl Runner {
         writeln!(output)?;
         writeln!(
             output,
-            "position={} locks={} delete_on_close={} replayable={}",
+            "position={} allocation={} locks={} delete_on_close={} replayable={}",
             about.position,
+            about.allocation_size,
             about.byte_range_locks.len(),
             about.delete_on_close,
             about.is_replay_eligible
