@@ -20,6 +20,8 @@ pub mod config;
 pub mod daemon;
 pub mod detector;
 pub mod events;
+#[cfg(test)]
+mod fixtures;
 pub mod lease;
 pub mod liveness;
 pub mod proposer;

@@ -102,8 +102,9 @@ impl Proposer {
         ended: CancellationToken,
     ) -> Arc<Self> {
         let (given_up, to_cancel) = mpsc::unbounded_channel();
-        let events = raft.events().subscribe(raft.read(State::next_event));
-        let sequences = Mutex::new(Sequences::new(first_sequence));
+        let (next_event, limits) = raft.read(|state| (state.next_event(), state.limits()));
+        let events = raft.events().subscribe(next_event);
+        let sequences = Mutex::new(Sequences::new(first_sequence, limits.outstanding_max));
         let proposer = Arc::new(Self { raft, owner, ended, sequences, given_up });
         tokio::spawn(Arc::clone(&proposer).listen(events));
         tokio::spawn(Arc::clone(&proposer).cancel(to_cancel));
@@ -138,7 +139,7 @@ impl Proposer {
         let outstanding = Outstanding::begin(self, &request);
         Ok(match self.first_answer(outstanding.sequence, &request).await? {
             FirstAnswer::Decided(decided) => {
-                outstanding.is_decided();
+                outstanding.end();
                 Answer::Decided(decided)
             }
             FirstAnswer::Waits(end) => Answer::Waiting(Waiting { outstanding, request, end }),
@@ -284,7 +285,7 @@ impl Waiting<'_> {
                 FirstAnswer::Waits(end) => self.end = end,
             }
         };
-        self.outstanding.is_decided();
+        self.outstanding.end();
         Ok(decided)
     }
 }
@@ -300,14 +301,12 @@ struct Outstanding<'a> {
 
 impl<'a> Outstanding<'a> {
     fn begin(proposer: &'a Proposer, request: &Request) -> Self {
-        let is_to_be_cancelled = match request {
-            Request::Create(_) | Request::Operate { .. } => true,
-            _ => false,
-        };
+        let is_to_be_cancelled = matches!(request, Request::Create(_) | Request::Operate { .. });
         Self { proposer, sequence: proposer.sequences().begin(), is_to_be_cancelled }
     }
 
-    fn is_decided(mut self) {
+    /// Its request is decided.
+    fn end(mut self) {
         self.is_to_be_cancelled = false;
     }
 }
@@ -326,6 +325,8 @@ impl Drop for Outstanding<'_> {
 #[derive(Debug)]
 struct Sequences {
     next: u64,
+    /// [`RUN_AHEAD_MAX`], or less where the cluster has few answers to keep.
+    run_ahead_max: u64,
     /// Requests without any answer, and what was heard of their end meanwhile.
     asked: BTreeMap<u64, Heard>,
     /// Requests that wait, and who waits for them.
@@ -344,15 +345,16 @@ enum Heard {
 }
 
 impl Sequences {
-    fn new(first: u64) -> Self {
-        Self { next: first, asked: BTreeMap::new(), waiting: BTreeMap::new() }
+    fn new(first: u64, outstanding_max: u64) -> Self {
+        let run_ahead_max = RUN_AHEAD_MAX.min(outstanding_max / 2);
+        Self { next: first, run_ahead_max, asked: BTreeMap::new(), waiting: BTreeMap::new() }
     }
 
     /// The first sequence whose answer the cluster has to keep.
     fn first_outstanding(&self) -> u64 {
         let first_asked = self.asked.first_key_value().map_or(self.next, |(sequence, _)| *sequence);
         let first_waiting = self.waiting.first_key_value().map_or(self.next, |(sequence, _)| *sequence);
-        first_asked.min(first_waiting.max(self.next.saturating_sub(RUN_AHEAD_MAX)))
+        first_asked.min(first_waiting.max(self.next.saturating_sub(self.run_ahead_max)))
     }
 
     fn begin(&mut self) -> u64 {
@@ -411,7 +413,7 @@ mod tests {
 
     #[test]
     fn an_answer_is_kept_as_long_as_its_request_is_outstanding() {
-        let mut sequences = Sequences::new(100);
+        let mut sequences = Sequences::new(100, 4096);
         assert_eq!(sequences.first_outstanding(), 100);
         assert_eq!((sequences.begin(), sequences.begin()), (100, 101));
         sequences.forget(101);
@@ -422,7 +424,7 @@ mod tests {
 
     #[test]
     fn a_request_that_waits_holds_others_up_no_further_than_a_few_hundred() {
-        let mut sequences = Sequences::new(100);
+        let mut sequences = Sequences::new(100, 4096);
         let waiting = sequences.begin();
         let _end = sequences.wait(waiting).expect("its end is still to come");
         for _ in 0..RUN_AHEAD_MAX - 1 {
@@ -444,7 +446,7 @@ mod tests {
 
     #[test]
     fn the_end_of_a_request_is_heard_before_and_after_the_news_that_it_waits() {
-        let mut sequences = Sequences::new(0);
+        let mut sequences = Sequences::new(0, 4096);
         let early = sequences.begin();
         sequences.end(early, &Outcome::Proceed);
         assert_eq!(sequences.wait(early).expect_err("it was heard"), Heard::End(Outcome::Proceed));
@@ -462,7 +464,7 @@ mod tests {
 
     #[test]
     fn after_a_gap_all_ask_again_but_those_that_are_known_to_wait() {
-        let mut sequences = Sequences::new(0);
+        let mut sequences = Sequences::new(0, 4096);
         let [waits, ended, asked] = [(); 3].map(|()| sequences.begin());
         let mut ends = [waits, ended].map(|sequence| sequences.wait(sequence).expect("it is to come"));
         sequences.missed(&BTreeSet::from([waits]));

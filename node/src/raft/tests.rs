@@ -5,13 +5,17 @@ use std::path::Path;
 
 use openraft::StorageError;
 use openraft::testing::log::{StoreBuilder, Suite};
-use statedb::{Arbiter, Incarnation, Instance};
+use statedb::{
+    Arbiter, Create, CreateContexts, CreateGuid, DurableRequestV2, FileKey, Incarnation, Instance, Millis,
+    Operation, Oplock, Record, Request,
+};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tonic::transport::server::TcpIncoming;
 
 use super::*;
+use crate::fixtures::{FILE, create, lease};
 
 /// Nothing in these tests takes longer, however busy the machine is.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -327,6 +331,144 @@ async fn a_node_that_lost_its_disk_is_rebuilt_by_a_snapshot_and_votes_only_then(
     cluster.restart(lost).await;
     within(async || cluster.node(lost).caught_up().await).await;
     cluster.states_are_equal();
+}
+
+/// The incarnation of an SMB service that was the first to register on its node, which has the number of its instance.
+fn owner(instance: u8) -> Owner {
+    Owner { node: NodeId(instance.into()), incarnation: Incarnation(1) }
+}
+
+/// Asks in the name of `register(instance)`, for one thing after another, from this sequence on.
+async fn ask(
+    node: &RaftNode,
+    instance: u8,
+    first_sequence: u64,
+    requests: impl IntoIterator<Item = Request>,
+) -> Vec<Outcome> {
+    let mut outcomes = Vec::new();
+    for (sequence, request) in (first_sequence..).zip(requests) {
+        let proposer = statedb::Proposer { owner: owner(instance), sequence, first_outstanding: sequence };
+        let command = Command::FromSmbNode { proposer, request };
+        let (_, outcome) = within(async || {
+            loop {
+                match node.propose(command.clone()).await {
+                    Ok(answer) => return answer,
+                    Err(ProposeError::NoLeader | ProposeError::Unknown) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        })
+        .await;
+        outcomes.push(outcome);
+    }
+    outcomes
+}
+
+/// All that the state holds but for where it stands, which every leader moves on.
+fn tables(node: &RaftNode) -> Vec<Record> {
+    node.read(|state| state.records().filter(|record| !matches!(record, Record::Meta { .. })).collect())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn breaks_waiting_requests_and_deletions_are_in_snapshots_and_on_disk() {
+    let mut cluster = Cluster::new().await;
+    let leader = cluster.leader().await;
+    cluster.register(leader, 55).await;
+    let of = |inode, create: Create| {
+        let file = FileKey { inode, ..FILE };
+        Request::Create(Box::new(Create { file, ..create }))
+    };
+    let outcomes = ask(
+        cluster.node(leader),
+        55,
+        0,
+        [
+            of(1, create(1, lease(7))),
+            of(1, create(2, Oplock::None)),
+            of(2, create(1, Oplock::Batch)),
+            of(2, create(2, Oplock::None)),
+            of(3, create(1, Oplock::None)),
+        ],
+    )
+    .await;
+    let [Outcome::Opened(_), Outcome::BreakPending, Outcome::Opened(_), Outcome::BreakPending, last] =
+        &outcomes[..]
+    else {
+        panic!("{outcomes:?}")
+    };
+    let Outcome::Opened(opened) = last else { panic!("{last}") };
+    let delete =
+        Request::Operate { open: opened.durable_file_id, operation: Operation::SetDeletePending(true) };
+    assert_eq!(ask(cluster.node(leader), 55, 10, [delete]).await, [Outcome::Proceed]);
+    let upto = cluster.register(leader, 56).await;
+
+    let kept = tables(cluster.node(leader));
+    let count = |is: fn(&Record) -> bool| kept.iter().filter(|record| is(record)).count();
+    assert_eq!(count(|record| matches!(record, Record::Break(..))), 2);
+    assert_eq!(count(|record| matches!(record, Record::Waiting(_))), 2);
+    assert_eq!(count(|record| matches!(record, Record::Delete(..))), 1);
+
+    let lost = cluster.follower().await;
+    cluster.kill(lost).await;
+    cluster.dirs.insert(lost, tempfile::tempdir().expect("an empty directory"));
+    purge(cluster.node(leader), upto).await;
+    cluster.restart(lost).await;
+    within(async || cluster.node(lost).caught_up().await).await;
+    assert_eq!(tables(cluster.node(lost)), kept);
+    let mut events = cluster.node(lost).events().subscribe(0);
+    let missed = events.read().await.expect_err("it was not told of any");
+    assert_eq!(missed.first, cluster.node(lost).read(State::next_event), "all are in the state that came");
+
+    for id in 1..=3 {
+        cluster.kill(id).await;
+    }
+    for id in 1..=3 {
+        cluster.restart(id).await;
+    }
+    for id in 1..=3 {
+        within(async || cluster.node(id).caught_up().await).await;
+        assert_eq!(tables(cluster.node(id)), kept, "node {id}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_of_all_nodes_takes_nothing_from_the_time_of_a_persistent_open() {
+    let mut cluster = Cluster::new().await;
+    cluster.register(1, 57).await;
+    let timeout = Millis(60_000);
+    let request = DurableRequestV2 { timeout, persistent: true, create_guid: CreateGuid([5; 16]) };
+    let contexts = CreateContexts { durable_request_v2: Some(request), ..CreateContexts::default() };
+    let create = Create { contexts, ..create(1, lease(7)) };
+    let outcomes = ask(cluster.node(1), 57, 0, [Request::Create(Box::new(create))]).await;
+    let [Outcome::Opened(opened)] = outcomes[..] else { panic!("{outcomes:?}") };
+    let before = cluster.node(1).read(State::now);
+
+    for id in 1..=3 {
+        cluster.kill(id).await;
+    }
+    let down_for = Duration::from_secs(2);
+    tokio::time::sleep(down_for).await;
+    let restarting = Instant::now();
+    for id in 1..=3 {
+        cluster.restart(id).await;
+    }
+    let leader = cluster.leader().await;
+    let counted = cluster.node(leader).cluster_now().since(before);
+    let restarted_for = u64::try_from(restarting.elapsed().as_millis()).expect("a short time");
+    assert!(counted.0 <= restarted_for, "{counted} in {restarted_for} ms: time went on while nobody led");
+
+    // The SMB service has died with its node. What it had waits for its client, for as long as that was promised.
+    let owner = owner(57);
+    let verdict = Command::NodeDown { node: owner.node, incarnation: owner.incarnation };
+    let (log_id, outcome) =
+        within(async || cluster.node(leader).propose(verdict).await).await.expect("a quorum");
+    let disconnected = vec![opened.durable_file_id];
+    assert_eq!(outcome, Outcome::NodeDown { disconnected, closed: Vec::new() });
+    cluster.applied_everywhere(log_id).await;
+    let (now, deadline) = cluster
+        .node(leader)
+        .read(|state| (state.now(), state.open(opened.durable_file_id).and_then(statedb::Open::deadline)));
+    assert_eq!(deadline, Some(now.after(timeout)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

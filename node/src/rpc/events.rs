@@ -118,11 +118,11 @@ impl Teller {
                 state.opens().filter(|open| open.holder() == Some(owner)).cloned().collect();
             let breaks =
                 state.breaks().filter_map(|(target, under_way)| notice(state, owner, target, under_way));
-            let deletes = state.deletes_pending().filter_map(|(file, pending)| {
-                (pending.state == DeleteState::Due(Some(owner))).then(|| {
-                    let (share, path) = (pending.share.to_string(), pending.path.as_ref().to_owned());
-                    Told::DeleteNow(pb::DeleteFile { file: Some(file.into()), share, path })
-                })
+            let is_its_own = DeleteState::Due(Some(owner));
+            let deletes = state.deletes_pending().filter(|(_, pending)| pending.state == is_its_own);
+            let deletes = deletes.map(|(file, pending)| {
+                let (share, path) = (pending.share.to_string(), pending.path.as_ref().to_owned());
+                Told::DeleteNow(pb::DeleteFile { file: Some(file.into()), share, path })
             });
             (state.now(), state.next_event(), opens, breaks.chain(deletes).collect::<Vec<_>>())
         });

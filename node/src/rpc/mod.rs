@@ -5,3 +5,6 @@ pub mod events;
 pub mod handles;
 pub mod listen;
 pub mod ops;
+
+#[cfg(test)]
+mod tests;
