@@ -179,7 +179,8 @@ fn claims_of_script(path: &Path, claims: &mut Vec<Claim>, faults: &mut Vec<Strin
             faults.push(format!("{}: this claim names no row: {comment}", relative(path)));
             continue;
         };
-        let is_command = |line: &&str| !line.is_empty() && !line.starts_with('#') && *line != "---";
+        // What stands in parentheses prepares only.
+        let is_command = |line: &&str| !line.is_empty() && !line.starts_with(['#', '(']);
         let until_outcome = lines.iter().take_while(|line| **line != "---").filter(|line| is_command(line));
         if until_outcome.count() == 0 || !lines.contains(&"---") {
             faults.push(format!("{}: this claim has no command and outcome: {comment}", relative(path)));
