@@ -18,14 +18,13 @@ use crate::telemetry;
 /// slot is the position of its id among the cluster's ids.
 const NODES_MAX: usize = 8;
 
-/// The most opens that can be configured: at 2 KiB each they take 32 GiB.
-const OPENS_MAX_MAX: u64 = 16_000_000;
+/// The most opens that can be configured: at 2 KiB each they take 8 GiB, and each can have a break of its own.
+const OPENS_MAX_MAX: u64 = 4_000_000;
 
 /// The most waiting CREATEs that can be configured: at 2 KiB each they take 2 GiB.
 const WAITING_MAX_MAX: u64 = 1_000_000;
 
-/// The most locks of one open that can be configured: some 300 KiB in a message between nodes, of which a snapshot
-/// sends 32 opens at once.
+/// The most locks of one open that can be configured: up to half a megabyte in a message between nodes.
 const LOCKS_MAX_MAX: u64 = 16_384;
 
 /// The longest wait for the acknowledgement of a break that can be configured. SMB clients wait for an answer for

@@ -7,6 +7,7 @@
 
 use std::time::{Duration, Instant};
 
+use nix::time::{ClockId, clock_gettime};
 use statedb::Owner;
 use tokio::sync::watch;
 
@@ -71,6 +72,19 @@ impl ServiceLease {
     pub fn until(&self) -> watch::Receiver<Option<Instant>> {
         self.until.subscribe()
     }
+}
+
+/// An instant as another process of this machine reads it: on `CLOCK_MONOTONIC`, in nanoseconds, which is what
+/// [`Instant`] counts on too.
+///
+/// # Panics
+///
+/// Never: the kernel has such a clock.
+#[must_use]
+pub fn monotonic_ns(instant: Instant) -> u64 {
+    let clock = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("the kernel has a monotonic clock");
+    let left = instant.saturating_duration_since(Instant::now());
+    u64::try_from((Duration::from(clock) + left).as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

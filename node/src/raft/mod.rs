@@ -74,7 +74,8 @@ pub use self::state_machine::{AppliedEntry, LoadError, News};
 pub const COMMAND_LEN_MAX: usize = 1024 * 1024;
 
 /// The longest message between nodes. The largest is a batch of entries: 1 MiB, one more entry of at most
-/// [`COMMAND_LEN_MAX`], and what is around them. A chunk of a snapshot is 32 records of at most 64 KiB.
+/// [`COMMAND_LEN_MAX`], and what is around them. A message of a snapshot is
+/// bounded likewise.
 const MESSAGE_LEN_MAX: usize = 8 * 1024 * 1024;
 
 /// How long a proposal may take before its fate is called unknown. Twice the time in which a leader is

@@ -19,8 +19,11 @@ use openraft::raft::{
 };
 use openraft::type_config::alias::SnapshotOf;
 use openraft::{BasicNode, OptionalSend, RaftNetworkFactory};
+use prost::Message;
 use proto::pb::raft::v1 as pb;
 use proto::pb::raft::v1::raft_client::RaftClient;
+use proto::pb::storage::v1 as stored;
+use statedb::Record;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
@@ -29,9 +32,9 @@ use super::state_machine::SnapshotState;
 use super::types::{TypeConfig, Vote};
 use super::{MESSAGE_LEN_MAX, RaftTiming, StartError};
 
-/// Records in one message of a snapshot. The largest are opens of 64 KiB, and nodes with all the answers that
-/// they may keep, less than twice that: all of them together stay below [`MESSAGE_LEN_MAX`].
-const SNAPSHOT_CHUNK_RECORDS: usize = 32;
+/// A message of a snapshot is full when it has so many bytes. One record more fits below [`MESSAGE_LEN_MAX`]: an open
+/// with its image and all the locks that it may have takes half a megabyte.
+const SNAPSHOT_CHUNK_LEN: usize = 1024 * 1024;
 
 /// The peers of this node, and how to reach them.
 #[derive(Clone, Debug)]
@@ -283,12 +286,7 @@ impl RaftNetworkV2<TypeConfig> for Connection {
             membership: Some(convert::stored_membership_to_pb(&snapshot.meta.last_membership)),
         };
         let end = pb::SnapshotEnd { records: records.len() as u64 };
-        let mut records = records.into_iter();
-        let body = std::iter::from_fn(move || {
-            let chunk: Vec<_> =
-                records.by_ref().take(SNAPSHOT_CHUNK_RECORDS).map(|record| (&record).into()).collect();
-            (!chunk.is_empty()).then_some(pb::SnapshotRecords { records: chunk })
-        });
+        let body = snapshot_chunks(records.into_iter());
         let chunks = std::iter::once(pb::snapshot_chunk::Chunk::Head(head))
             .chain(body.map(pb::snapshot_chunk::Chunk::Records))
             .chain(std::iter::once(pb::snapshot_chunk::Chunk::End(end)))
@@ -301,5 +299,68 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         let vote =
             convert::vote_from_pb("SnapshotResponse", response.vote).map_err(|error| nonsense(&error))?;
         Ok(SnapshotResponse::new(vote))
+    }
+}
+
+/// The records of a snapshot, as many in a message as fit.
+fn snapshot_chunks(
+    mut records: impl Iterator<Item = Record> + Send + 'static,
+) -> impl Iterator<Item = pb::SnapshotRecords> + Send + 'static {
+    std::iter::from_fn(move || {
+        let (mut chunk, mut len) = (Vec::new(), 0);
+        while len < SNAPSHOT_CHUNK_LEN
+            && let Some(record) = records.next()
+        {
+            let record = stored::Record::from(&record);
+            len += record.encoded_len();
+            chunk.push(record);
+        }
+        (!chunk.is_empty()).then_some(pb::SnapshotRecords { records: chunk })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::pb::smb::v1 as smb;
+    use statedb::{Limits, LogId, Timestamp};
+
+    use super::*;
+
+    #[test]
+    fn a_message_of_a_snapshot_holds_whatever_an_open_may_have() {
+        let limits = Limits::DEFAULT;
+        let lock = smb::ByteRangeLock { offset: u64::MAX, length: u64::MAX, exclusive: true };
+        let record = |id| -> Record {
+            let description = smb::OpenDescription {
+                durable_file_id: id,
+                create_guid: vec![1; 16],
+                client_guid: vec![2; 16],
+                share: "data".to_owned(),
+                file: Some(smb::FileKey { device: 1, inode: id, extid: 0 }),
+                oplock: Some(smb::open_description::Oplock::OplockLevel(smb::OplockLevel::Batch.into())),
+                oplock_state: smb::OplockState::Held.into(),
+                durability: smb::Durability::V2.into(),
+                byte_range_locks: vec![lock; usize::try_from(limits.locks_max).expect("few")],
+                image: vec![0; usize::try_from(limits.open_bytes_max).expect("few")],
+                ..smb::OpenDescription::default()
+            };
+            let owner = smb::Owner { node_id: 1, incarnation: 1 };
+            let state = smb::open::State::Connected(smb::Connected { owner: Some(owner), session_id: None });
+            let open = smb::Open {
+                description: Some(description),
+                state: Some(state),
+                arbiter: smb::Arbiter::SmbServer.into(),
+            };
+            let record = stored::record::Record::Open(Box::new(open));
+            stored::Record { record: Some(record) }.try_into().expect("it is sound")
+        };
+        let meta = Record::Meta { applied: Some(LogId::default()), now: Timestamp(0), next_event: 0 };
+        let records: Vec<Record> = (0..40).map(record).chain([meta]).collect();
+        let chunks: Vec<_> = snapshot_chunks(records.clone().into_iter()).collect();
+        assert!(chunks.len() > 1);
+        assert!(chunks.iter().all(|chunk| chunk.encoded_len() < MESSAGE_LEN_MAX));
+        let sent = chunks.into_iter().flat_map(|chunk| chunk.records);
+        let sent: Result<Vec<Record>, _> = sent.map(TryInto::try_into).collect();
+        assert_eq!(sent.expect("they are sound"), records, "all of them, in order");
     }
 }

@@ -24,7 +24,8 @@ use crate::liveness::Answer;
 
 type BoxStream<T> = std::pin::Pin<Box<dyn Stream<Item = T> + Send>>;
 
-/// How many records a snapshot may have: every open, node and share that the limits allow is far less.
+/// How many records a snapshot may have: opens, a break for each, waiting requests, shares and deletions, as many as any
+/// configuration allows.
 const SNAPSHOT_RECORDS_MAX: usize = 16 * 1024 * 1024;
 
 /// Answers peers.

@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tracing::{info, warn};
 
-use crate::lease::ServiceLease;
+use crate::lease::{ServiceLease, monotonic_ns};
 use crate::proposer::Proposer;
 use crate::raft::RaftNode;
 use crate::registration::{self, Registered};
@@ -177,7 +177,7 @@ impl AttachPoint {
     #[must_use]
     pub fn gone(&self) -> Status {
         if self.stop.is_cancelled() {
-            return Status::unavailable("the sidecar ends: attach again with the same instance");
+            return Status::unavailable("this sidecar ends: go on when it is back, and attach with the same instance");
         }
         Status::failed_precondition(
             "this incarnation is not attached to this sidecar (any more): stop serving, and attach as a new instance",
@@ -336,11 +336,12 @@ impl AttachPoint {
             let newest = *until.borrow_and_update();
             if let Some(until) = newest {
                 let lease_ms = milliseconds_left(until);
+                let lease_until_monotonic_ns = monotonic_ns(until);
                 let next = if is_first {
                     let (incarnation, node_id) = (owner.incarnation.0, owner.node.0);
-                    Event::Attached(pb::Attached { incarnation, lease_ms, node_id })
+                    Event::Attached(pb::Attached { incarnation, lease_ms, node_id, lease_until_monotonic_ns })
                 } else {
-                    Event::LeaseExtended(pb::LeaseExtended { lease_ms })
+                    Event::LeaseExtended(pb::LeaseExtended { lease_ms, lease_until_monotonic_ns })
                 };
                 is_first = false;
                 *told = newest.max(*told);

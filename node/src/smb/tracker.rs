@@ -8,12 +8,12 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
 
 use frame::{NodeSlot, PageError, PageWriter};
-use nix::time::{ClockId, clock_gettime};
 
 use samba::records::file_key;
 use statedb::{DurableFileId, FileKey, Instance, OpenDescription};
 
 use super::keys;
+use crate::lease::monotonic_ns;
 
 /// The shared page, and which opens stand behind its bits.
 #[derive(Debug)]
@@ -161,12 +161,4 @@ fn drop_one<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) ->
         Some(_) => counts.remove(key).is_some(),
         None => false,
     }
-}
-
-/// An instant as the shim reads it, on `CLOCK_MONOTONIC`, which is what [`Instant`] counts on too.
-fn monotonic_ns(instant: Instant) -> u64 {
-    let clock = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("the kernel has a monotonic clock");
-    let now = std::time::Duration::from(clock);
-    let left = instant.saturating_duration_since(Instant::now());
-    u64::try_from((now + left).as_nanos()).unwrap_or(u64::MAX)
 }
