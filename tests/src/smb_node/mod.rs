@@ -28,6 +28,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use nix::time::{ClockId, clock_gettime};
 use proto::WireError;
 use proto::convert::required;
 use proto::pb::handles::v1 as pb;
@@ -130,7 +131,7 @@ impl SmbNode {
         let sidecar = Endpoint::from_shared(sidecar.to_owned())?.connect().await?;
         let (attached, events) = attach(&sidecar, instance).await?;
         let owner = Owner { node: NodeId(attached.node_id), incarnation: Incarnation(attached.incarnation) };
-        let (extend, until) = watch::channel(end_of_lease(attached.lease_ms));
+        let (extend, until) = watch::channel(end_of_lease(attached.lease_until_monotonic_ns));
         let (requests, asked) = mpsc::channel(REQUESTS_MAX);
         let mut tasks = JoinSet::new();
         tasks.spawn(keep_attached(sidecar.clone(), instance, events, extend));
@@ -293,8 +294,13 @@ async fn attach(
     }
 }
 
-fn end_of_lease(lease_ms: u64) -> Instant {
-    Instant::now() + Duration::from_millis(lease_ms)
+/// The end of a lease, told in ns of the clock that this server shares with its sidecar: however late the message is read,
+/// the end is when it is.
+fn end_of_lease(until_monotonic_ns: u64) -> Instant {
+    // In this order: a pause in between makes the lease shorter, not longer.
+    let now = Instant::now();
+    let clock = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("the kernel has a monotonic clock");
+    now + Duration::from_nanos(until_monotonic_ns).saturating_sub(clock.into())
 }
 
 /// Returns when a lease has run off; never without one.
@@ -322,12 +328,12 @@ async fn keep_attached(
         loop {
             match events.message().await {
                 Ok(Some(pb::AttachEvent { event: Some(Heard::LeaseExtended(lease)) })) => {
-                    until.send_replace(end_of_lease(lease.lease_ms));
+                    until.send_replace(end_of_lease(lease.lease_until_monotonic_ns));
                 }
                 Ok(Some(_)) => return,
                 Ok(None) | Err(_) => match attach(&sidecar, instance).await {
                     Ok((attached, again)) => {
-                        until.send_replace(end_of_lease(attached.lease_ms));
+                        until.send_replace(end_of_lease(attached.lease_until_monotonic_ns));
                         events = again;
                     }
                     Err(SmbNodeError::Stopped) => return,
