@@ -35,16 +35,28 @@ const PING_EVERY: Duration = Duration::from_secs(5);
 /// How long the answer to a ping may take: longer than a machine that is busy, or swaps, makes its processes wait.
 const PONG_WITHIN: Duration = Duration::from_secs(10);
 
+/// How many bytes of one stream may lie unread: then its sender has to wait. The longest messages take a few rounds.
+const STREAM_WINDOW: u32 = 128 * 1024;
+
+/// The same for all streams of a connection. Small frames need more memory than their bytes say, so h2 hangs up when what
+/// those that are unread fall short of 256 bytes each adds up to half of this. The smallest message has 5 bytes: a
+/// stream's window full of them falls short of 51 times the window, so that the sender has to wait before it is hung up on.
+const CONNECTION_WINDOW: u32 = 128 * STREAM_WINDOW;
+
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
 
 /// Who may use the unix socket: the user that runs this process, and its group.
 const SOCKET_MODE: u32 = 0o660;
 
-/// A gRPC server that does not keep connections to peers that are gone.
+/// A gRPC server that lets senders wait when it cannot follow, and does not keep connections to peers that are gone.
 #[must_use]
 pub fn server() -> Server {
-    Server::builder().http2_keepalive_interval(Some(PING_EVERY)).http2_keepalive_timeout(Some(PONG_WITHIN))
+    Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_keepalive_interval(Some(PING_EVERY))
+        .http2_keepalive_timeout(Some(PONG_WITHIN))
 }
 
 /// The connections that a listener accepts, as a gRPC server takes them. Never ends.

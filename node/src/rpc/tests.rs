@@ -316,7 +316,7 @@ async fn what_waits_for_a_stream_or_a_caller_that_is_gone_is_given_up() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_is_read_no_further_than_there_is_room_for_requests() {
-    let limits = Limits { outstanding_max: 4, ..Limits::DEFAULT };
+    let limits = Limits { outstanding_max: 256, ..Limits::DEFAULT };
     let sidecar = Sidecar::start(limits).await;
     let mut server = sidecar.attach().await;
     let attached = sidecar.point.attached(server.incarnation).expect("it is");
@@ -326,17 +326,21 @@ async fn a_stream_is_read_no_further_than_there_is_room_for_requests() {
     }
     let requests = server.handle().await;
     let Requests { incarnation, sender, mut responses } = requests;
-    // More bytes than the connection holds by itself.
+    // More than the connection holds by itself, in numbers and then in bytes.
     let image = vec![0; 64 * 1024];
-    let asked: u64 = 64;
+    let (small, asked) = (6_000, 6_032);
     let asking = tokio::spawn(async move {
         for request_id in 0..asked {
-            let note = smb::Note { image: Some(image.clone()), ..smb::Note::default() };
-            let request = Some(Wanted::Note(note));
+            let request = Some(if request_id < small {
+                Wanted::Close(request_id)
+            } else {
+                Wanted::Note(smb::Note { image: Some(image.clone()), ..smb::Note::default() })
+            });
             sender.send(pb::HandleRequest { incarnation, request_id, request }).await.expect("it lives");
         }
     });
-    assert!(timeout(Duration::from_millis(200), responses.message()).await.is_err(), "without any room");
+    let heard = timeout(Duration::from_millis(500), responses.message()).await;
+    assert!(heard.is_err(), "without any room: {heard:?}");
     assert!(!asking.is_finished(), "it was read without any room");
     taken.clear();
     let mut answered = Vec::new();
