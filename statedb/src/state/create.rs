@@ -214,6 +214,8 @@ impl State {
         id: DurableFileId,
         create: &Create,
     ) -> Result<Outcome, Rejection> {
+        // Where the CREATE has waited, another node can have begun to serve the share.
+        self.check_serving_node(owner, &create.share.name)?;
         if self.opens.get(id).is_some() {
             return Err(Rejection::DurableFileIdInUse(id));
         }

@@ -29,7 +29,7 @@ impl State {
         }
         check_reclaimable(open, owner, reclaim, self.now)?;
         self.check_serving_node(owner, &open.description.share)?;
-        self.set_open_state(id, OpenState::Connected { owner, session: None });
+        self.client_is_back(id, owner, None);
         Ok(Outcome::Reclaimed)
     }
 
@@ -46,9 +46,6 @@ impl State {
         let is_delete_on_close =
             open.description.delete_on_close || self.deletes.contains_key(&open.description.file);
         check_reconnect(open, create, reconnect, is_delete_on_close)?;
-        if let Reconnect::V2(_) = reconnect {
-            self.check_lease_is_of_no_other_persistent_open(open)?;
-        }
         check_cluster_decides(open)?;
         let opened = Opened {
             durable_file_id: id,
@@ -83,24 +80,6 @@ impl State {
             .or_else(by_create_guid)
             .filter(|open| open.description.share == create.share.name && !has_expired(open, self.now))
             .ok_or(Rejection::OpenNotFound(id))
-    }
-
-    /// Refuses a persistent open without handle caching whose lease another persistent open has too, as Windows does
-    /// (MS-SMB2 appendix A, note on 3.3.5.9.12). The client may ask again when the other one is closed.
-    fn check_lease_is_of_no_other_persistent_open(&self, open: &Open) -> Result<(), Rejection> {
-        let description = &open.description;
-        let Some(lease) = description.lease_id() else { return Ok(()) };
-        let is_another_persistent_one = |other: &Open| {
-            other.description.durability == Durability::Persistent
-                && other.description.durable_file_id != description.durable_file_id
-        };
-        if description.durability == Durability::Persistent
-            && !description.oplock.has_handle_caching()
-            && self.opens.of_lease(lease).any(is_another_persistent_one)
-        {
-            return Err(Rejection::LeaseSharedByPersistentOpens(description.durable_file_id));
-        }
-        Ok(())
     }
 
     /// Gives an open to a client that has come for it, in a session of `owner`. The SMB server that has had it so far
