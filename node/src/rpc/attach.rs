@@ -177,7 +177,9 @@ impl AttachPoint {
     #[must_use]
     pub fn gone(&self) -> Status {
         if self.stop.is_cancelled() {
-            return Status::unavailable("this sidecar ends: go on when it is back, and attach with the same instance");
+            return Status::unavailable(
+                "this sidecar ends: go on when it is back, and attach with the same instance",
+            );
         }
         Status::failed_precondition(
             "this incarnation is not attached to this sidecar (any more): stop serving, and attach as a new instance",
