@@ -1,10 +1,10 @@
 //! An SMB server of one's own beside a sidecar, in the smallest form: what it asks, and what it is told.
 //!
-//!     cargo run -p holdfast-tests --example smb_node -- http://192.168.0.1:7400 http://192.168.0.2:7400
+//!     cargo run -p holdfast-tests --example smb_node -- http://127.0.0.1:7401 http://127.0.0.1:7402
 //!
-//! With the addresses of two sidecars of a running cluster, neither of which serves a Samba (`unix:/run/holdfast/handles.sock`
-//! is one too), it is the server beside each of them, and plays a scene with two clients that want the same file. How it is
-//! done is in `tests/src/smb_node`, and why in `proto/proto/handles.proto`.
+//! With the addresses of two sidecars on this machine, of a running cluster, neither of which serves a Samba
+//! (`unix:/run/holdfast/handles.sock` is an address too), it is the server beside each of them, and plays a scene with two
+//! clients that want the same file. How it is done is in `tests/src/smb_node`, and why in `proto/proto/handles.proto`.
 
 #![expect(clippy::print_stdout, reason = "to be read on a terminal is what an example is for")]
 

@@ -125,8 +125,8 @@ struct Asked {
 }
 
 impl SmbNode {
-    /// Attaches a server to the sidecar at `http://host:port` or `unix:/path`, and returns when it may serve: when there is
-    /// a quorum. `instance` is drawn at random once in the life of a server.
+    /// Attaches a server to the sidecar of this machine, at `http://host:port` or `unix:/path`, and returns when it may
+    /// serve: when there is a quorum. `instance` is drawn at random once in the life of a server.
     pub async fn attach(sidecar: &str, instance: Instance) -> Result<Self, SmbNodeError> {
         let sidecar = Endpoint::from_shared(sidecar.to_owned())?.connect().await?;
         let (attached, events) = attach(&sidecar, instance).await?;
