@@ -48,9 +48,6 @@ impl From<&Rejection> for pb::Rejection {
             Rejection::PersistentFlagMismatch(open) => PbRejection::PersistentFlagMismatch(open.0),
             Rejection::PathMismatch(open) => PbRejection::PathMismatch(open.0),
             Rejection::UserMismatch(open) => PbRejection::UserMismatch(open.0),
-            Rejection::LeaseSharedByPersistentOpens(open) => {
-                PbRejection::LeaseSharedByPersistentOpens(open.0)
-            }
             Rejection::HeldByPersistentOpen(open) => PbRejection::HeldByPersistentOpen(open.0),
             Rejection::DirectoryOfPersistentOpen(open) => PbRejection::DirectoryOfPersistentOpen(open.0),
             Rejection::CreateGuidInUse(open) => PbRejection::CreateGuidInUse(open.0),
@@ -128,9 +125,6 @@ impl TryFrom<pb::Rejection> for Rejection {
             PbRejection::PersistentFlagMismatch(open) => Self::PersistentFlagMismatch(DurableFileId(open)),
             PbRejection::PathMismatch(open) => Self::PathMismatch(DurableFileId(open)),
             PbRejection::UserMismatch(open) => Self::UserMismatch(DurableFileId(open)),
-            PbRejection::LeaseSharedByPersistentOpens(open) => {
-                Self::LeaseSharedByPersistentOpens(DurableFileId(open))
-            }
             PbRejection::HeldByPersistentOpen(open) => Self::HeldByPersistentOpen(DurableFileId(open)),
             PbRejection::DirectoryOfPersistentOpen(open) => {
                 Self::DirectoryOfPersistentOpen(DurableFileId(open))

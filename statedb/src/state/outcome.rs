@@ -190,8 +190,6 @@ pub enum Rejection {
     PathMismatch(DurableFileId),
     /// The open is another user's.
     UserMismatch(DurableFileId),
-    /// Another persistent open has the lease of this one, which has nothing else to be told by.
-    LeaseSharedByPersistentOpens(DurableFileId),
     /// Somebody has the file open in a way that excludes this one.
     SharingViolation {
         /// Who.
@@ -362,10 +360,9 @@ impl Rejection {
             Self::ResiliencyNotInDialect => ntstatus::INVALID_DEVICE_REQUEST,
             Self::DurableFileIdInUse(_) | Self::CreateGuidInUse(_) => ntstatus::DUPLICATE_OBJECTID,
             // The client should come again: its open is on its way, or is somebody's who has the first right to it.
-            Self::LeaseSharedByPersistentOpens(_)
-            | Self::HeldByPersistentOpen(_)
-            | Self::CreatePending
-            | Self::NothingToReplay => ntstatus::FILE_NOT_AVAILABLE,
+            Self::HeldByPersistentOpen(_) | Self::CreatePending | Self::NothingToReplay => {
+                ntstatus::FILE_NOT_AVAILABLE
+            }
             // These say where the open lives, and nothing about what the user may do: the client should
             // try elsewhere or again, and must not conclude that its handle is lost.
             Self::NotOwner { .. } | Self::Fenced { .. } | Self::ShareServedElsewhere { .. } => {
@@ -460,9 +457,6 @@ impl fmt::Display for Rejection {
             }
             Self::PathMismatch(open) => write!(f, "open {open} is of another path"),
             Self::UserMismatch(open) => write!(f, "open {open} is another user's"),
-            Self::LeaseSharedByPersistentOpens(open) => {
-                write!(f, "another persistent open has the lease of open {open}")
-            }
             Self::SharingViolation { with } => write!(f, "open {with} does not share the file so"),
             Self::HeldByPersistentOpen(open) => {
                 write!(f, "persistent open {open} waits for its client and excludes others")
@@ -669,11 +663,6 @@ mod tests {
             ),
             (Rejection::PathMismatch(OPEN), ntstatus::INVALID_PARAMETER, "open 7 is of another path"),
             (Rejection::UserMismatch(OPEN), ntstatus::ACCESS_DENIED, "open 7 is another user's"),
-            (
-                Rejection::LeaseSharedByPersistentOpens(OPEN),
-                ntstatus::FILE_NOT_AVAILABLE,
-                "another persistent open has the lease of open 7",
-            ),
             (
                 Rejection::SharingViolation { with: OPEN },
                 ntstatus::SHARING_VIOLATION,

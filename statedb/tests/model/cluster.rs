@@ -644,11 +644,6 @@ impl Cluster {
         };
         let open = &self.opens[place];
         let caching = self.caching(open.holder).expect("an open has a caching");
-        let is_persistent = |open: &&Open| open.durability == Durability::Persistent;
-        let shares_its_lease = self.opens_of(open.holder).filter(is_persistent).count() > 1;
-        if open.durability == Durability::Persistent && !caching.letters.has('H') && shares_its_lease {
-            return expect_status(outcome, &[status::FILE_NOT_AVAILABLE]);
-        }
         let Outcome::Opened(opened) = outcome else {
             return Err(format!("the client of {id} is back and is told {outcome}"));
         };

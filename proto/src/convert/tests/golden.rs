@@ -287,7 +287,6 @@ fn rejections() -> Vec<Rejection> {
         Rejection::PersistentFlagMismatch(OPEN),
         Rejection::PathMismatch(OPEN),
         Rejection::UserMismatch(OPEN),
-        Rejection::LeaseSharedByPersistentOpens(OPEN),
         Rejection::SharingViolation { with: OTHER_OPEN },
         Rejection::HeldByPersistentOpen(OPEN),
         Rejection::DirectoryOfPersistentOpen(OPEN),

@@ -356,7 +356,6 @@ fn rejection() -> impl Strategy<Value = Rejection> {
         Rejection::PersistentFlagMismatch,
         Rejection::PathMismatch,
         Rejection::UserMismatch,
-        Rejection::LeaseSharedByPersistentOpens,
         Rejection::HeldByPersistentOpen,
         Rejection::DirectoryOfPersistentOpen,
         Rejection::CreateGuidInUse,
