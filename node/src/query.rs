@@ -99,7 +99,7 @@ pub fn events(target: &Target, after: Option<u64>, follow: bool) -> anyhow::Resu
         let failed = |status| no_answer(&address, status);
         let status = OpsClient::new(channel.clone()).status(StatusRequest {}).await.map_err(failed)?;
         let next_event = status.into_inner().next_event;
-        // From the beginning, if nothing else is said; what is not kept any more is said to be missing.
+        // From the beginning, if nothing else is said.
         let after_sequence = if follow { after } else { after.or(Some(0)) };
         let is_all = |seen: u64| !follow && seen >= next_event;
         if is_all(after_sequence.map_or(0, |seen| seen.saturating_add(1))) {
@@ -126,8 +126,10 @@ pub fn events(target: &Target, after: Option<u64>, follow: bool) -> anyhow::Resu
                     event.sequence.saturating_add(1)
                 }
                 Some(Told::Resync(resync)) => {
-                    // Beside what was asked for, which a program may read.
-                    eprintln!("holdfast: events before {} are not kept", resync.next_sequence);
+                    if after.is_some() {
+                        // Beside what was asked for, which a program may read.
+                        eprintln!("holdfast: events before {} are not kept", resync.next_sequence);
+                    }
                     resync.next_sequence
                 }
                 Some(_) => continue,

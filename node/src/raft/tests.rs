@@ -441,7 +441,7 @@ async fn a_restart_of_all_nodes_takes_nothing_from_the_time_of_a_persistent_open
     let create = Create { contexts, ..create(1, lease(7)) };
     let outcomes = ask(cluster.node(1), 57, 0, [Request::Create(Box::new(create))]).await;
     let [Outcome::Opened(opened)] = outcomes[..] else { panic!("{outcomes:?}") };
-    let before = cluster.node(1).read(State::now);
+    let before = (1..=3).map(|id| cluster.node(id).read(State::now)).max().expect("three nodes");
 
     for id in 1..=3 {
         cluster.kill(id).await;
