@@ -15,7 +15,7 @@
 //!             └── asked again ─┘ events were missed, and it does not wait any more
 //! ```
 //!
-//! A request that waits does not hold up the others: they may run ahead of it by [`RUN_AHEAD_MAX`] while the cluster
+//! A request that waits does not hold up the others: they may run ahead of it by a few hundred while the cluster
 //! still keeps its answer. After that its answer is the event alone. If events are missed then, which takes a node that
 //! was too far behind for entries and has got the whole state, the answer can be lost ([`RequestError::AnswerLost`]).
 //!

@@ -1,7 +1,7 @@
 //! The sockets of the gRPC services: one for everybody, and a unix socket for an SMB server on this machine.
 //!
-//! Nobody holds a connection for nothing: who does not begin to speak HTTP/2 within [`PREFACE_WITHIN`] is hung up on,
-//! and so is, later, who does not answer a ping within [`PONG_WITHIN`].
+//! Nobody holds a connection for nothing: who does not begin to speak HTTP/2 within seconds is hung up on,
+//! and so is, later, who does not answer a ping.
 
 use std::io;
 use std::os::fd::AsFd;
