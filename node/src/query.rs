@@ -99,7 +99,7 @@ pub fn events(target: &Target, after: Option<u64>, follow: bool) -> anyhow::Resu
         let failed = |status| no_answer(&address, status);
         let status = OpsClient::new(channel.clone()).status(StatusRequest {}).await.map_err(failed)?;
         let next_event = status.into_inner().next_event;
-        // From the beginning, if nothing else is said.
+        // From the beginning, if nothing else is said: all that are kept but number 0, the first registration of all.
         let after_sequence = if follow { after } else { after.or(Some(0)) };
         let is_all = |seen: u64| !follow && seen >= next_event;
         if is_all(after_sequence.map_or(0, |seen| seen.saturating_add(1))) {
@@ -246,7 +246,7 @@ fn status_tables(status: &StatusResponse) -> String {
     let mut text = format!(
         "node {} ({}, version {}), leader {leader}, term {}, applied {} of {}\n\
          {} opens, {} of them waiting for their clients\n\
-         {} requests wait for {} breaks, {} files are to be deleted\n\
+         {} requests wait, {} breaks are under way, {} files are to be deleted\n\
          next event {}; since this node started {} contradictions, {} conflicts refused\n",
         status.node_id,
         status.role,
