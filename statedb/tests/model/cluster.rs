@@ -225,7 +225,7 @@ impl Cluster {
         // Those that its SMB server has kept are told too.
         let disconnected: Vec<_> = disconnected.iter().copied().filter(|id| !away.contains(id)).collect();
         same_opens("kept", &kept, &disconnected)?;
-        same_opens("closed", &gone, closed)
+        self.are_closed(&gone, closed)
     }
 
     fn dies(&mut self, owner: Owner) -> (Vec<DurableFileId>, Vec<DurableFileId>) {
@@ -479,7 +479,10 @@ impl Cluster {
             let handle = letters("H");
             let taken = if excludes { taken(caching).and(&handle) } else { taken(caching) };
             let wish = if excluding.is_empty() { taken.clone() } else { taken.and(&handle) };
-            let (taken, wish) = (taken.common(&caching.letters), wish.common(&caching.letters));
+            // Who has acknowledged down to something without R, which means nothing, may lose that too.
+            let is_void = !caching.letters.has('R') && !wish.is_empty();
+            let wish = if is_void { caching.letters.clone() } else { wish.common(&caching.letters) };
+            let taken = taken.common(&caching.letters);
             let must_be_asked = taken.has('W') || taken.has('H');
             match self.presence(caching.holder) {
                 Presence::Connected => {
@@ -515,6 +518,11 @@ impl Cluster {
             match self.presence(*holder) {
                 Presence::Connected | Presence::Away(Durability::Persistent) => {
                     self.taken.push((*holder, taken.clone()));
+                    // Read caching alone is over when its holder is told.
+                    let caching = self.caching_mut(*holder).expect("what is in the way is there");
+                    if caching.letters == letters("R") && caching.breaking.is_none() {
+                        caching.letters = letters("");
+                    }
                 }
                 // Of a lease the durable opens are closed, the resilient ones stay.
                 Presence::Away(_) => {
@@ -673,7 +681,7 @@ impl Cluster {
             return Err(format!("the end of a session was answered {outcome}"));
         };
         same_opens("kept", &kept, disconnected)?;
-        same_opens("closed", &gone, closed)
+        self.are_closed(&gone, closed)
     }
 
     /// The connections of these opens are lost (MS-SMB2 3.3.7.1). Returns what is kept and what is closed.
@@ -694,6 +702,14 @@ impl Cluster {
         }
         let ids = |opens: Vec<Open>| opens.into_iter().map(|open| open.id).collect();
         (ids(kept), ids(gone))
+    }
+
+    /// The opens that are told to be closed are these, and others at most that went with them.
+    fn are_closed(&self, gone: &[DurableFileId], told: &[DurableFileId]) -> Check {
+        let are_told = gone.iter().all(|id| told.contains(id));
+        let are_gone = told.iter().all(|id| self.opens.iter().all(|open| open.id != *id));
+        ensure!(are_told && are_gone, "closed are {told:?} instead of {gone:?}");
+        Ok(())
     }
 
     fn is_kept(&self, open: &Open) -> bool {

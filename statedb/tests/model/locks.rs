@@ -79,14 +79,16 @@ impl Locks {
         Ok(())
     }
 
-    /// Where the same range is locked more than once, a lock for the open alone goes first: it was there first.
+    /// Where the same range is locked more than once, a lock for the open alone goes first.
     fn unlock(&mut self, open: DurableFileId, element: &LockElement) -> Result<(), Refusal> {
-        let is_it = |(holder, lock): &(DurableFileId, ByteRangeLock)| {
-            *holder == open && lock.offset == element.offset && lock.length == element.length
-        };
-        let place = self.0.iter().position(is_it).ok_or(Refusal::RangeNotLocked)?;
-        self.0.remove(place);
-        Ok(())
+        for exclusive in [true, false] {
+            let lock = ByteRangeLock { offset: element.offset, length: element.length, exclusive };
+            if let Some(place) = self.0.iter().position(|other| *other == (open, lock)) {
+                self.0.remove(place);
+                return Ok(());
+            }
+        }
+        Err(Refusal::RangeNotLocked)
     }
 }
 
