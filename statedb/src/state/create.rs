@@ -22,8 +22,9 @@ use super::state::State;
 use super::time::Millis;
 use super::waiting::Awaited;
 
-/// A CREATE request (MS-SMB2 2.2.13). Its SMB server has found the file, created or emptied it if it was to be, and
-/// checked the user's access; it has told the client nothing yet.
+/// A CREATE request (MS-SMB2 2.2.13). Its SMB server has found the file, created it if it was to be, and checked the
+/// user's access. It has told the client nothing yet, and has not emptied a file that is to be overwritten: others may
+/// have to write back first what they cache of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Create {
     /// The persistent id that the open shall have. `None` lets the cluster choose one that was never used.

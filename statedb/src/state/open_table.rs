@@ -35,7 +35,7 @@ struct Index<K: Eq + Hash>(Lookup<K, Ids>);
 enum Ids {
     One(DurableFileId),
     /// Two at least.
-    Many(Box<BTreeSet<DurableFileId>>),
+    Many(BTreeSet<DurableFileId>),
 }
 
 impl<K: Eq + Hash> Default for Index<K> {
@@ -51,7 +51,7 @@ impl<K: Clone + Eq + Hash> Index<K> {
             Some(Ids::Many(ids)) => drop(ids.insert(id)),
             Some(ids @ Ids::One(_)) => {
                 let both = ids.iter().chain([id]).collect();
-                *ids = Ids::Many(Box::new(both));
+                *ids = Ids::Many(both);
             }
         }
     }
