@@ -10,6 +10,8 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use statedb::{Command, NodeState, Outcome, Owner};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -146,30 +148,38 @@ pub async fn keep_alive(
     fenced: impl Fn(Owner),
     stop: CancellationToken,
 ) {
-    let interval = leadership.timing.heartbeat_interval();
+    let (interval, patience) = (leadership.timing.heartbeat_interval(), leadership.timing.self_fence_after());
     let mut living = lease.owner();
+    // One does not wait for the other: on a busy machine, or from a leader that is gone, answers take longer than the
+    // interval, and every one counts. None is waited for longer than it could extend the lease, so there are few.
+    let mut questions = FuturesUnordered::new();
     loop {
         let owner = *living.borrow_and_update();
-        if let Some(owner) = owner {
-            let asked_at = Instant::now();
-            let answer = match leadership.answer(&raft, owner) {
-                // An answer after the next question is of no use to anybody.
-                Answer::NotLeader => raft.keep_alive(owner, 2 * interval).await,
-                answer => answer,
-            };
-            match answer {
-                Answer::GoOn { quorum_age } => {
-                    lease.extend(owner, asked_at, quorum_age);
-                }
-                Answer::Fenced => fenced(owner),
-                Answer::AskAgain | Answer::NotLeader => {}
+        questions.extend(owner.map(|owner| {
+            let (raft, leadership) = (&raft, &leadership);
+            async move {
+                let asked_at = Instant::now();
+                let answer = match leadership.answer(raft, owner) {
+                    Answer::NotLeader => raft.keep_alive(owner, patience).await,
+                    answer => answer,
+                };
+                (owner, asked_at, answer)
             }
-        }
-        tokio::select! {
-            () = tokio::time::sleep(interval) => {}
-            // A new incarnation gets its lease at once.
-            changed = living.changed() => if changed.is_err() { return },
-            () = stop.cancelled() => return,
+        }));
+        let next_question = tokio::time::sleep(interval);
+        tokio::pin!(next_question);
+        loop {
+            tokio::select! {
+                () = &mut next_question => break,
+                Some((owner, asked_at, answer)) = questions.next() => match answer {
+                    Answer::GoOn { quorum_age } => lease.extend(owner, asked_at, quorum_age),
+                    Answer::Fenced => fenced(owner),
+                    Answer::AskAgain | Answer::NotLeader => {}
+                },
+                // A new incarnation gets its lease at once.
+                changed = living.changed() => if changed.is_err() { return } else { break },
+                () = stop.cancelled() => return,
+            }
         }
     }
 }
