@@ -239,6 +239,8 @@ pub struct RaftNode {
     limits: Limits,
     raft: Raft,
     metrics: WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>,
+    /// The leader in the metrics, which change with every entry: thousands may wait for another leader.
+    leader: watch::Receiver<Option<NodeId>>,
     applied: Arc<AppliedState>,
     stores: Arc<applied_writer::Status>,
     peers: Peers,
@@ -275,6 +277,8 @@ impl RaftNode {
             .await
             .map_err(|error| StartError::Raft(error.to_string()))?;
         let metrics = raft.metrics();
+        let (leader_sender, leader) = watch::channel(None);
+        tokio::spawn(tell_leader(metrics.clone(), leader_sender));
         let clock = Mutex::default();
         let node = Arc::new(Self {
             id,
@@ -283,6 +287,7 @@ impl RaftNode {
             limits,
             raft,
             metrics,
+            leader,
             applied,
             stores,
             peers,
@@ -532,11 +537,9 @@ impl RaftNode {
 
     /// Waits until this node knows another leader.
     async fn superseded(&self, leader: NodeId) {
-        let mut metrics = self.metrics.clone();
-        while self.leader().is_none_or(|newest| newest == leader) {
-            if metrics.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
+        let is_another = |newest: &Option<NodeId>| newest.is_some_and(|newest| newest != leader);
+        if self.leader.clone().wait_for(is_another).await.is_err() {
+            std::future::pending::<()>().await;
         }
     }
 
@@ -656,6 +659,20 @@ impl RaftNode {
             // It was, and this node was restarted before anybody was elected.
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
             Err(error) => Err(error.to_string()),
+        }
+    }
+}
+
+/// Tells who leads, whenever that changes. Ends with Raft.
+async fn tell_leader(
+    mut metrics: WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>,
+    leader: watch::Sender<Option<NodeId>>,
+) {
+    loop {
+        let newest = metrics.borrow_watched().current_leader.map(NodeId);
+        leader.send_if_modified(|known| std::mem::replace(known, newest) != newest);
+        if metrics.changed().await.is_err() {
+            return;
         }
     }
 }
