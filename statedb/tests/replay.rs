@@ -5,9 +5,9 @@
 //! misses none; and what proposers were told is consistent with promise and protocol.
 //!
 //! Method: every command there is, over a world that is small enough for them to meet (four nodes of all kinds of
-//! arbiter, three clients, three files in one directory, three shares), three replicas of which one is restored at random
-//! points, the invariants after every command, and beside the state an independent reference that looks at commands,
-//! answers and events alone.
+//! arbiter, three clients, three files in one directory, three shares), three replicas of which one is restored at
+//! random points, the invariants after every command, and beside the state an independent reference that looks at
+//! commands, answers and events alone.
 //!
 //! Each run tries 256 logs. The long form, which is more than a million commands:
 //! `HOLDFAST_PROPTEST_CASES=20000 cargo test --release -p holdfast-statedb --test replay`.

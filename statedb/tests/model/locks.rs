@@ -19,8 +19,9 @@ pub(crate) enum Refusal {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Locks(pub(crate) Vec<(DurableFileId, ByteRangeLock)>);
 
-/// The places that a range takes: byte *n* is place 2*n* + 1, and between the bytes *n* - 1 and *n* is place 2*n*. A range
-/// takes its bytes and what is between them. One without bytes lies between two, and is in the way of who takes both.
+/// The places that a range takes: byte *n* is place 2*n* + 1, and between the bytes *n* - 1 and *n* is place 2*n*. A
+/// range takes its bytes and what is between them. One without bytes lies between two, and is in the way of who takes
+/// both.
 fn places(offset: u64, length: u64) -> BTreeSet<u64> {
     match length {
         0 => BTreeSet::from([2 * offset]),

@@ -120,8 +120,9 @@ fn request() -> impl Strategy<Value = Request> {
         40 => create().prop_map(|create| Request::Create(Box::new(create))),
         1 => (0..9_u64).prop_map(|sequence| Request::Cancel { sequence }),
         3 => (open(), level()).prop_map(|(open, level)| Request::AckOplockBreak { open, level }),
-        4 => (client_guid(), lease_key(), lease_state())
-            .prop_map(|(client_guid, key, state)| Request::AckLeaseBreak { lease: LeaseId { client_guid, key }, state }),
+        4 => (client_guid(), lease_key(), lease_state()).prop_map(|(client_guid, key, state)| {
+            Request::AckLeaseBreak { lease: LeaseId { client_guid, key }, state }
+        }),
         6 => lock().prop_map(Request::Lock),
         6 => (open(), operation()).prop_map(|(open, operation)| Request::Operate { open, operation }),
         2 => note().prop_map(Request::Note),
