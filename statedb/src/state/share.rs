@@ -51,7 +51,7 @@ impl State {
             return Outcome::ShareReleased;
         }
         // A client that has an open there has a tree connect too, whatever the proposer counted.
-        if self.opens.of_share(share).any(|open| open.connected_through().is_some()) {
+        if self.opens.has_in_share(share, |open| open.connected_through().is_some()) {
             return Outcome::ShareServed;
         }
         self.remove_share(share);
