@@ -56,6 +56,20 @@ impl Site {
         Self { servers, cluster }
     }
 
+    /// One whose servers are not fenced while a sidecar starts again, or thousands of requests lose their leader, on a
+    /// machine that is busy with other tests.
+    async fn with_long_leases() -> Self {
+        let mut options = ClusterOptions::without_samba(PROGRAM).patient();
+        for (name, milliseconds) in &mut options.timing {
+            match *name {
+                "self_fence_after_ms" => *milliseconds = 6_000,
+                "node_down_after_ms" => *milliseconds = 7_000,
+                _ => {}
+            }
+        }
+        Self::start(options).await
+    }
+
     /// One that may be hurt.
     async fn of_its_own() -> Self {
         Self::start(ClusterOptions::without_samba(PROGRAM).patient()).await
@@ -632,7 +646,7 @@ async fn a_file_to_be_deleted_is_deleted_by_another_node_when_the_one_that_shoul
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn creates_that_lose_their_leader_on_the_way_are_made_exactly_once() {
     const EACH: usize = 300;
-    let Site { servers, mut cluster } = Site::of_its_own().await;
+    let Site { servers, mut cluster } = Site::with_long_leases().await;
     let leader = cluster.leader().await.unwrap();
     let machine = ClientMachine::new();
     let mut survivors = Vec::new();
@@ -741,15 +755,9 @@ async fn two_thousand_creates_are_on_their_way_at_once() {
     assert_eq!(ids.len(), COUNT);
 }
 
-/// Time enough to start a sidecar again on a machine that is busy with other tests.
-fn time_for_a_restart() -> ClusterOptions {
-    let timing = vec![("self_fence_after_ms", 8_000), ("node_down_after_ms", 10_000)];
-    ClusterOptions { timing, ..ClusterOptions::without_samba(PROGRAM) }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_whose_sidecar_was_restarted_is_told_of_its_opens_and_breaks() {
-    let Site { servers: [alpha, beta, _gamma], mut cluster } = Site::start(time_for_a_restart()).await;
+    let Site { servers: [alpha, beta, _gamma], mut cluster } = Site::with_long_leases().await;
     let mut notices = listen(&alpha).await;
     let machine = ClientMachine::new();
     let (quiet, wanted) = (machine.durable_create("quiet", RWH), machine.durable_create("wanted", RWH));
