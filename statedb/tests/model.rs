@@ -4,11 +4,12 @@
 //!
 //! Method: a second, independent model that is written from MS-FSA 2.1.4.10, 2.1.4.12, 2.1.5.1.2 and 2.1.5.18 and
 //! MS-SMB2 3.3.4.6, 3.3.4.7, 3.3.5.14 and 3.3.5.22 alone: it has lists where the state has indexes, sets of letters
-//! where that has bits, and locks byte by byte. Three clients and two nodes do random things to two files; after each
-//! of them the model says what may have happened, and everything that is open, cached, locked or waits is compared.
+//! where that has bits, and locks byte by byte. Three clients and two nodes do random things to two files and their
+//! directory; after each of them the model says what may have happened, and everything that is open, cached, locked or
+//! waits is compared.
 //!
-//! What it leaves out: the contexts about durability, application instances and replays, delete on close, and
-//! directories. The schedules do not meet these.
+//! What it leaves out: what makes an open durable, application instances, replays, and delete on close. The schedules
+//! do not meet these, and take durability from the real state.
 //!
 //! Each run tries 256 schedules. The long form:
 //! `HOLDFAST_PROPTEST_CASES=100000 cargo test --release -p holdfast-statedb --test model`.

@@ -9,7 +9,7 @@
 //! random points, the invariants after every command, and beside the state an independent reference that looks at
 //! commands, answers and events alone.
 //!
-//! Each run tries 256 logs. The long form, which is more than a million commands:
+//! Each run tries 256 logs. The long form, more than a million commands in about two minutes:
 //! `HOLDFAST_PROPTEST_CASES=20000 cargo test --release -p holdfast-statedb --test replay`.
 
 mod common;

@@ -43,6 +43,8 @@ pub(crate) struct Open {
     pub(crate) client: ClientGuid,
     pub(crate) create_guid: CreateGuid,
     pub(crate) file: FileKey,
+    /// The directory that the file is in.
+    directory: Option<FileKey>,
     /// By what its caching is known: its lease, or itself.
     pub(crate) holder: BreakTarget,
     pub(crate) oplock: Oplock,

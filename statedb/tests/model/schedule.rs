@@ -18,6 +18,8 @@ use super::letters::letters;
 const NODES: u64 = 2;
 const CLIENTS: u8 = 3;
 const FILES: u64 = 2;
+/// The directory that they are in, which is opened, too.
+const DIRECTORY: u64 = 0;
 const LEASE_KEYS: u8 = 2;
 /// Few bytes, so that locks meet.
 const BYTES: u64 = 8;
@@ -45,6 +47,7 @@ pub(crate) enum Event {
     Lock(Index, Vec<LockElement>, LockSequence, bool),
     Write(Index),
     Rename(Index),
+    SetMetadata(Index),
     RequestResiliency(Index),
     Close(Index),
     Disconnect(Index),
@@ -63,6 +66,8 @@ pub(crate) struct Wanted {
     share_access: u32,
     overwrites: bool,
     asked: Asked,
+    /// The key of the client's lease on the directory, if it says so.
+    parent: Option<u8>,
     durability: Durability,
 }
 
@@ -105,6 +110,7 @@ fn event() -> impl Strategy<Value = Event> {
             .prop_map(|(which, elements, sequence, channels)| Event::Lock(which, elements, sequence, channels)),
         3 => any().prop_map(Event::Write),
         3 => any().prop_map(Event::Rename),
+        2 => any().prop_map(Event::SetMetadata),
         1 => any().prop_map(Event::RequestResiliency),
         6 => any().prop_map(Event::Close),
         5 => any().prop_map(Event::Disconnect),
@@ -126,17 +132,21 @@ fn wanted() -> impl Strategy<Value = Wanted> {
         Durability::DurableV2,
         Durability::Persistent,
     ]);
-    let who = (1..=NODES, 1..=CLIENTS, 1..=FILES);
-    (who, access, share_access, prop::bool::weighted(0.15), asked(), durability).prop_map(
-        |((node, client, file), access, share_access, overwrites, asked, durability)| Wanted {
+    let parent = prop_oneof![2 => Just(None), 1 => (1..=LEASE_KEYS).prop_map(Some)];
+    let file = prop_oneof![6 => 1..=FILES, 1 => Just(DIRECTORY)];
+    let who = (1..=NODES, 1..=CLIENTS, file);
+    let cached = (asked(), parent);
+    (who, access, share_access, prop::bool::weighted(0.15), cached, durability).prop_map(
+        |((node, client, file), access, share_access, overwrites, (asked, parent), durability)| Wanted {
             node,
             client,
             file,
             access,
             share_access,
-            // Who overwrites may write.
-            overwrites: overwrites && access & 0x02 != 0,
+            // Who overwrites may write, and what he overwrites is a file.
+            overwrites: overwrites && access & 0x02 != 0 && file != DIRECTORY,
             asked,
+            parent,
             durability,
         },
     )
@@ -220,6 +230,9 @@ impl Clients {
             Event::AckOplock(which, level) => self.ack_oplock(which, *level, cluster)?,
             Event::Lock(which, elements, sequence, multichannel) => {
                 let (open, owner) = connected(which, cluster)?;
+                if open.file == file(DIRECTORY) {
+                    return None;
+                }
                 let dialect = if *multichannel { Dialect::Smb311 } else { Dialect::Smb210 };
                 let lock = Lock {
                     open: open.id,
@@ -232,9 +245,11 @@ impl Clients {
             }
             Event::Write(which) => self.operate(which, cluster, 0x02, Operation::Write)?,
             Event::Rename(which) => {
-                let operation = Operation::Rename { path: "renamed.txt".into(), parent_directory: None };
+                let operation =
+                    Operation::Rename { path: "renamed.txt".into(), parent_directory: Some(file(DIRECTORY)) };
                 self.operate(which, cluster, 0x1_0000, operation)?
             }
+            Event::SetMetadata(which) => self.operate(which, cluster, 0x100, Operation::SetMetadata)?,
             Event::RequestResiliency(which) => {
                 let (open, owner) = connected(which, cluster)?;
                 if open.durability == Durability::Persistent {
@@ -299,12 +314,16 @@ impl Clients {
         };
         Create {
             file: file(wanted.file),
+            is_directory: wanted.file == DIRECTORY,
+            parent_directory: (wanted.file != DIRECTORY).then_some(file(DIRECTORY)),
             granted_access: AccessMask(wanted.access),
             share_access: ShareAccess(wanted.share_access),
             create_action: if wanted.overwrites { CreateAction::Overwritten } else { CreateAction::Opened },
             requested: match wanted.asked {
                 Asked::Level(level) => level,
-                Asked::Lease { key, state } => lease(LeaseKey([key; 16]), state),
+                Asked::Lease { key, state } => {
+                    lease(LeaseKey([key; 16]), state, wanted.parent.map(|parent| LeaseKey([parent; 16])))
+                }
             },
             contexts,
             ..anything(wanted.client, wanted.node)
@@ -319,7 +338,7 @@ impl Clients {
         operation: Operation,
     ) -> Option<Command> {
         let (open, owner) = connected(which, cluster)?;
-        let may = open.access.0 & needs != 0;
+        let may = open.access.0 & needs != 0 && open.file != file(DIRECTORY);
         may.then(|| self.ask(owner, Request::Operate { open: open.id, operation }))
     }
 
@@ -382,14 +401,14 @@ fn session(node: u64, client: u8) -> SessionId {
 }
 
 /// The keys are of both versions.
-fn lease(key: LeaseKey, state: u32) -> Oplock {
+fn lease(key: LeaseKey, state: u32, parent: Option<LeaseKey>) -> Oplock {
     let is_v1 = key.0[0].is_multiple_of(2);
     Oplock::Lease(Lease {
         key,
         state: LeaseState(state),
         epoch: LeaseEpoch(0),
         version: if is_v1 { LeaseVersion::V1 } else { LeaseVersion::V2 },
-        parent: None,
+        parent,
     })
 }
 
@@ -440,7 +459,7 @@ fn reconnect(open: &Open, node: u64) -> Create {
         CreateContexts { durable_reconnect_v2: Some(reconnect), ..CreateContexts::default() }
     };
     let requested = match open.oplock.lease() {
-        Some(held) => lease(held.key, 7),
+        Some(held) => lease(held.key, 7, None),
         None => Oplock::Batch,
     };
     Create {

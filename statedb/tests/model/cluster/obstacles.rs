@@ -1,7 +1,8 @@
 //! What is in the way of a request: who excludes it, and who has to give up something first.
 
 use statedb::{
-    AccessMask, BreakTarget, Create, CreateAction, Durability, DurableFileId, FileKey, Operation, Outcome,
+    AccessMask, BreakTarget, Create, CreateAction, Durability, DurableFileId, FileKey, LeaseId, Operation,
+    Outcome,
 };
 
 use super::expect::{Check, ensure, expect_status, status};
@@ -80,8 +81,12 @@ impl Cluster {
 
     pub(super) fn obstacles_to_operate(&self, mine: BreakTarget, operation: &Operation) -> Obstacles {
         let caching = self.caching(mine).expect("an open has a caching");
-        if let Operation::Rename { .. } = operation {
-            return self.obstacles(caching.file, Some(mine), taken_by_rename, &[]);
+        match operation {
+            Operation::Rename { .. } => {
+                return self.obstacles(caching.file, Some(mine), taken_by_rename, &[]);
+            }
+            Operation::SetMetadata => return Obstacles::default(),
+            _ => {}
         }
         let mut obstacles = self.obstacles(caching.file, Some(mine), taken_by_write, &[]);
         // An oplock of level II is broken by the writes of its own holder, too.
@@ -150,6 +155,29 @@ impl Cluster {
             obstacles.wishes.push((caching.holder, wish));
         }
         obstacles
+    }
+
+    /// Something was done to a file, through an open, that is seen in its directory or may be. Who caches that, but under
+    /// the key that the open has named as its parent's, has to look again; nobody waits for it (MS-FSA 2.1.4.12, with
+    /// PARENT_OBJECT).
+    pub(super) fn directory_has_changed(&mut self, id: DurableFileId, is_seen: bool) {
+        let Some(open) = self.opens.iter().find(|open| open.id == id) else { return };
+        let Some(directory) = open.directory else { return };
+        let parent = open.oplock.lease().and_then(|lease| lease.parent);
+        let client_guid = open.client;
+        let own = parent.map(|key| BreakTarget::Lease(LeaseId { client_guid, key }));
+        for caching in self.cachings.iter_mut().filter(|caching| caching.file == directory) {
+            if Some(caching.holder) == own {
+                continue;
+            }
+            self.wishes.push((caching.holder, letters("RH")));
+            if is_seen {
+                self.taken.push((caching.holder, letters("R")));
+            }
+            if is_seen && caching.letters == letters("R") && caching.breaking.is_none() {
+                caching.letters = letters("");
+            }
+        }
     }
 
     /// A request is done: who is away and had something to give up is not waited for.

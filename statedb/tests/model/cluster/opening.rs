@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use statedb::{
-    BreakTarget, Create, Durability, DurableFileId, Millis, Opened, OpenedHow, Oplock, Outcome, Owner,
+    BreakTarget, Create, CreateAction, Durability, DurableFileId, Millis, Opened, OpenedHow, Oplock, Outcome,
+    Owner,
 };
 
 use super::expect::{Check, ensure, expect_status, status};
@@ -68,6 +69,7 @@ impl Cluster {
                 .map(|request| request.create_guid)
                 .unwrap_or_default(),
             file: create.file,
+            directory: create.parent_directory,
             holder,
             oplock: opened.oplock,
             path: Arc::clone(&create.path),
@@ -79,6 +81,9 @@ impl Cluster {
             until: None,
             sequences: Sequences::none(),
         });
+        if create.create_action != CreateAction::Opened {
+            self.directory_has_changed(id, true);
+        }
         Ok(())
     }
 
@@ -91,7 +96,12 @@ impl Cluster {
         granted: &Letters,
         is_lease_breaking: bool,
     ) -> Check {
-        let asked = Letters::from(create.requested);
+        let mut asked = Letters::from(create.requested);
+        if create.is_directory {
+            // No oplock on a directory, and nobody caches writes to one (MS-FSA 2.1.5.18).
+            let is_lease = create.requested.lease().is_some();
+            asked = if is_lease { asked.without(&letters("W")) } else { letters("") };
+        }
         let mine = self.caching(holder);
         let before = mine.map(|caching| caching.letters.clone()).unwrap_or_default();
         let wanted = before.and(&asked);

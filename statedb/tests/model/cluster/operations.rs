@@ -23,6 +23,9 @@ impl Cluster {
             Outcome::Proceed => {
                 ensure!(!obstacles.is_blocked, "goes on in spite of {obstacles:?}");
                 self.give_way(&obstacles);
+                let is_seen_in_the_directory =
+                    matches!(operation, Operation::Rename { .. } | Operation::SetMetadata);
+                self.directory_has_changed(id, is_seen_in_the_directory);
                 Ok(())
             }
             outcome => self.not_done(obstacles, outcome),
