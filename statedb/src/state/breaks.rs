@@ -120,8 +120,8 @@ enum Measure {
     Lower { to: LeaseState },
     /// Its client is away; it is asked when it is back.
     Save { to: LeaseState, waits: bool },
-    /// Its client is away and does not get back what is durable of it; what is resilient is lowered.
-    Purge { to: LeaseState },
+    /// Its client is away and does not get back what is durable of it; what is resilient stays without any caching.
+    Purge,
 }
 
 impl State {
@@ -167,7 +167,7 @@ impl State {
                 Measure::Ask { waits, .. } | Measure::AskMore { waits, .. } | Measure::Save { waits, .. } => {
                     waits
                 }
-                Measure::Tell { .. } | Measure::Lower { .. } | Measure::Purge { .. } => false,
+                Measure::Tell { .. } | Measure::Lower { .. } | Measure::Purge => false,
             };
             self.take(measure, &holder, wish.owner);
         }
@@ -227,7 +227,7 @@ impl State {
         let is_durable = |open: &Open| open.description.durability != Durability::Resilient;
         let lost = holder.held.without(to.0);
         let goes = (lost.has_handle_caching() || lost.has_write_caching()) && opens().any(is_durable);
-        Ok(Some(if goes { Measure::Purge { to } } else { Measure::Lower { to } }))
+        Ok(Some(if goes { Measure::Purge } else { Measure::Lower { to } }))
     }
 
     fn take(&mut self, measure: Measure, holder: &Holder, wished_by: Owner) {
@@ -253,14 +253,14 @@ impl State {
                 self.put_break(target, Break { to, required: to, ack_until: None });
                 self.set_oplock_state(target, OplockState::Breaking);
             }
-            Measure::Purge { to } => {
+            Measure::Purge => {
                 for id in &holder.opens {
                     let is_resilient = |open: &Open| open.description.durability == Durability::Resilient;
                     if !self.opens.get(*id).is_some_and(is_resilient) {
                         self.close_open_for(*id, Some(CloseReason::Purged), Some(wished_by));
                     }
                 }
-                self.take(Measure::Lower { to }, holder, wished_by);
+                self.take(Measure::Lower { to: LeaseState::NONE }, holder, wished_by);
             }
         }
     }
