@@ -143,10 +143,11 @@ impl Cluster {
                     obstacles.may_be_unavailable |= is_in_conflict;
                     obstacles.may_wait |= wish.has('H') || (is_in_conflict && will_be_asked);
                 }
-                // Its share mode holds, and it caches nothing any more.
+                // Its share mode holds; what is durable of its lease is closed.
                 Presence::Away(Durability::Resilient) => {
-                    obstacles.is_blocked |= excludes;
-                    obstacles.may_violate |= excludes;
+                    let stays = theirs.iter().any(|open| open.durability == Durability::Resilient);
+                    obstacles.is_blocked |= stays;
+                    obstacles.may_violate |= stays;
                 }
                 // It is closed.
                 Presence::Away(_) => {}
@@ -157,9 +158,9 @@ impl Cluster {
         obstacles
     }
 
-    /// Something was done to a file, through an open, that is seen in its directory or may be. Who caches that, but under
-    /// the key that the open has named as its parent's, has to look again; nobody waits for it (MS-FSA 2.1.4.12, with
-    /// PARENT_OBJECT).
+    /// Something was done to a file, through an open, that is seen in its directory or may be. Who caches that, but
+    /// under the key that the open has named as its parent's, has to look again; nobody waits for it (MS-FSA 2.1.4.12,
+    /// with PARENT_OBJECT).
     pub(super) fn directory_has_changed(&mut self, id: DurableFileId, is_seen: bool) {
         let Some(open) = self.opens.iter().find(|open| open.id == id) else { return };
         let Some(directory) = open.directory else { return };
@@ -192,16 +193,17 @@ impl Cluster {
                         caching.letters = letters("");
                     }
                 }
-                // Of a lease the durable opens are closed, the resilient ones stay.
+                // Of a lease the durable opens are closed, and the resilient ones stay without any caching.
                 Presence::Away(_) => {
                     let is_durable = |open: &&Open| open.durability != Durability::Resilient;
-                    for id in
-                        self.opens_of(*holder).filter(is_durable).map(|open| open.id).collect::<Vec<_>>()
-                    {
-                        self.close(id);
+                    let durable: Vec<_> =
+                        self.opens_of(*holder).filter(is_durable).map(|open| open.id).collect();
+                    for id in &durable {
+                        self.close(*id);
                     }
                     if let Some(caching) = self.caching_mut(*holder) {
-                        caching.letters = caching.letters.after_losing(taken);
+                        let lost = if durable.is_empty() { taken.clone() } else { caching.letters.clone() };
+                        caching.letters = caching.letters.after_losing(&lost);
                     }
                 }
             }
