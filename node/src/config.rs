@@ -260,6 +260,13 @@ impl Timing {
         self.node_down_after().saturating_sub(self.leader_lease())
     }
 
+    /// By when a node that does not answer is declared down, whoever leads: the leader's silence, an election
+    /// that has to be repeated once, and the new leader's wait.
+    #[must_use]
+    pub fn verdict_within(&self) -> Duration {
+        self.node_down_after() + 3 * self.leader_lease() + self.node_down_after_election()
+    }
+
     fn problems(&self, problems: &mut Vec<String>) {
         let mut require = |holds: bool, what: String| {
             if !holds {

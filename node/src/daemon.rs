@@ -98,7 +98,7 @@ async fn run_until_stopped(config: Arc<Config>) -> anyhow::Result<()> {
     let mut serving = JoinSet::new();
     let server = listen::server()
         .add_service(raft.server(move |raft, owner| answers.answer(raft, owner)))
-        .add_service(HandleService::server(Arc::clone(&raft), point.clone()))
+        .add_service(HandleService::server(Arc::clone(&raft), point.clone(), timing.verdict_within()))
         .add_service(EventService::server(Arc::clone(&raft), point.clone()))
         .add_service(OpsService::server(Arc::clone(&config), Arc::clone(&raft), process_nonce));
     serving.spawn(
@@ -107,7 +107,7 @@ async fn run_until_stopped(config: Arc<Config>) -> anyhow::Result<()> {
     require_to_be_alone(&config, process_nonce).await?;
     if let Some(path) = &config.node.handle_socket {
         let server = listen::server()
-            .add_service(HandleService::server(Arc::clone(&raft), point.clone()))
+            .add_service(HandleService::server(Arc::clone(&raft), point.clone(), timing.verdict_within()))
             .add_service(EventService::server(Arc::clone(&raft), point.clone()));
         let incoming = listen::incoming(listen::at_socket(path)?);
         serving.spawn(server.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned()));

@@ -486,6 +486,56 @@ fn another_instance_of_an_application_takes_its_file_from_another_node() {
 
 // --------------------------------------------------------------------------------------------------- after a node's death
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_comes_back_before_its_node_is_found_dead_is_held_until_it_is() {
+    let Site { servers: [alpha, beta, gamma], mut cluster } = Site::of_its_own().await;
+    let mut operator = Notices::of_all(&cluster.sidecar(1), None).await.unwrap();
+    let (machine, other) = (ClientMachine::new(), ClientMachine::new());
+    let (mine, theirs) = (machine.durable_create("held", RWH), other.durable_create("held-replay", RWH));
+    let (held, unanswered) = (opened(&alpha, &mine).await, opened(&alpha, &theirs).await);
+
+    let dead = alpha.owner();
+    kill(&mut cluster, 0, alpha);
+    // The first names no session that it had, the other has not even heard that it has an open.
+    let reclaiming = opening(&beta, &machine.in_new_session().reconnect(&mine, held));
+    let replaying = opening(&gamma, &other.in_new_session().replay(&theirs));
+    death_of(dead, &mut operator).await;
+
+    assert_eq!(answer(reclaiming).await.unwrap().opened.durable_file_id, held);
+    assert_eq!(answer(replaying).await.unwrap().opened.durable_file_id, unanswered);
+}
+
+/// A node that is paused does not know that it has lost its client, and would go on for it when it wakes up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_takes_nothing_from_a_node_that_is_paused_before_that_is_found_dead() {
+    let Site { servers: [alpha, beta, _gamma], cluster } = Site::of_its_own().await;
+    let mut operator = Notices::of_all(&cluster.sidecar(1), None).await.unwrap();
+    let machine = ClientMachine::new();
+    let create = machine.durable_create("paused", RWH);
+    let held = opened(&alpha, &create).await;
+
+    cluster.pause(0);
+    let user = machine.client.user.clone();
+    let replacing = tokio::spawn({
+        let (beta, previous) = (beta.clone(), machine.session());
+        async move { beta.replace_session(previous, user).await }
+    });
+    let stopped = async {
+        alpha.stopped().await;
+        time::Instant::now()
+    };
+    let replaced = async {
+        replacing.await.unwrap().unwrap();
+        time::Instant::now()
+    };
+    let (stopped, replaced) = within("both", futures::future::join(stopped, replaced)).await;
+
+    assert!(stopped < replaced, "the paused node may still serve what the client takes elsewhere");
+    death_of(alpha.owner(), &mut operator).await;
+    open(&beta, &machine.in_new_session().reconnect(&create, held)).await.unwrap();
+    cluster.resume(0);
+}
+
 /// A client has something on a node, and the node is killed. What it has the second function looks for, with the same
 /// client in a new session on another node, after the death was decided.
 async fn fail_over<T>(

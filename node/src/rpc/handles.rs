@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use prost::Message;
 use proto::WireError;
@@ -20,6 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::attach::{AttachPoint, AttachStream, Attached, Room};
+use super::hold;
 use crate::proposer::{Answer, Decided, RequestError};
 use crate::raft::{COMMAND_LEN_MAX, RaftNode};
 
@@ -36,13 +38,20 @@ const RESPONSES_LEN: usize = 256;
 pub struct HandleService {
     raft: Arc<RaftNode>,
     point: AttachPoint,
+    verdict_within: Duration,
 }
 
 impl HandleService {
-    /// To be added to a gRPC server. Servers attach at `point`.
+    /// To be added to a gRPC server. Servers attach at `point`. A node that does not answer is declared down within
+    /// `verdict_within`.
     #[must_use]
-    pub fn server(raft: Arc<RaftNode>, point: AttachPoint) -> HandleServiceServer<Self> {
-        HandleServiceServer::new(Self { raft, point }).max_decoding_message_size(MESSAGE_LEN_MAX)
+    pub fn server(
+        raft: Arc<RaftNode>,
+        point: AttachPoint,
+        verdict_within: Duration,
+    ) -> HandleServiceServer<Self> {
+        HandleServiceServer::new(Self { raft, point, verdict_within })
+            .max_decoding_message_size(MESSAGE_LEN_MAX)
     }
 
     /// One request that came as a call of its own.
@@ -203,6 +212,15 @@ impl HandleService {
             RequestError::Refused { .. } => NoAnswer::Refused(error.to_string()),
             error => NoAnswer::Ever(self.no_answer(&error)),
         };
+        let node = attached.owner.node;
+        if self.raft.read(|state| hold::takes_from_another_node(state, node, &request)) {
+            *room = None;
+            tokio::select! {
+                () = hold::until_verdict(&self.raft, node, &request, self.verdict_within) => {}
+                () = attached.ended.cancelled() => return Err(NoAnswer::Ever(self.point.gone())),
+            }
+            *room = Some(attached.room(0).await);
+        }
         let decided = match attached.proposer.ask(request).await.map_err(failed)? {
             Answer::Decided(decided) => decided,
             Answer::Waiting(waiting) => {

@@ -3,6 +3,7 @@
 pub mod attach;
 pub mod events;
 pub mod handles;
+mod hold;
 pub mod listen;
 pub mod ops;
 

@@ -84,7 +84,7 @@ impl Sidecar {
         tokio::spawn(liveness::keep_alive(Arc::clone(&raft), leadership, lease, fenced, stop.clone()));
         let socket = dir.path().join("handles.sock");
         let server = listen::server()
-            .add_service(HandleService::server(Arc::clone(&raft), point.clone()))
+            .add_service(HandleService::server(Arc::clone(&raft), point.clone(), TIMING.verdict_within()))
             .add_service(EventService::server(Arc::clone(&raft), point.clone()));
         let incoming = listen::incoming(listen::at_socket(&socket).expect("it is free"));
         tokio::spawn(server.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned()));

@@ -342,7 +342,7 @@ impl SmbService {
             .raft
             .read(|state| state.opens().filter(|open| open.holder() == Some(owner)).cloned().collect());
         info!(incarnation = %owner.incarnation, opens = mine.len(), "smbd is registered");
-        let gate = Arc::new(Gate::new(Arc::clone(&proposer), self.reconciled.clone(), self.verdict_within()));
+        let gate = Arc::new(Gate::new(Arc::clone(&proposer), self.reconciled.clone(), self.timing.verdict_within()));
         let incarnation = Arc::new(Incarnation {
             instance,
             owner,
@@ -427,13 +427,6 @@ impl SmbService {
         ended.insert(instance);
     }
 
-    /// By when a node that does not answer is declared down, whoever leads: the leader's silence, an election
-    /// that has to be repeated once, and the new leader's wait.
-    fn verdict_within(&self) -> Duration {
-        self.timing.node_down_after()
-            + 3 * self.timing.leader_lease()
-            + self.timing.node_down_after_election()
-    }
 }
 
 impl Incarnation {

@@ -7,7 +7,9 @@ use super::breaks::{Break, BreakTable, BreakTarget};
 use super::command::{Command, Proposer, Request};
 use super::delete_on_close::DeletePending;
 use super::event::{Event, EventKind};
-use super::ids::{DurableFileId, FileKey, LeaseId, LogId, NodeId, Owner, ShareName};
+use super::ids::{
+    ClientGuid, CreateGuid, DurableFileId, FileKey, LeaseId, LogId, NodeId, Owner, SessionId, ShareName,
+};
 use super::limits::Limits;
 use super::node::Node;
 use super::open::{Open, OpenState};
@@ -33,6 +35,9 @@ pub struct Changes {
     /// Files whose deletion was decided, became due or was done.
     pub deletes: BTreeSet<FileKey>,
 }
+
+/// Events are counted from here, so that who has seen none can say that 0 was the last.
+const FIRST_EVENT: u64 = 1;
 
 /// Everything the cluster has agreed on.
 #[derive(Clone, Debug)]
@@ -88,7 +93,7 @@ impl State {
             breaks: BreakTable::default(),
             waiting: WaitingTable::default(),
             deletes: BTreeMap::new(),
-            next_event: 0,
+            next_event: FIRST_EVENT,
             changes: Changes::default(),
             events: Vec::new(),
             released: BTreeSet::new(),
@@ -247,6 +252,20 @@ impl State {
     /// The opens of a share, by id.
     pub fn opens_of_share(&self, share: &ShareName) -> impl Iterator<Item = &Open> {
         self.opens.of_share(share)
+    }
+
+    /// The opens of a session, by id.
+    pub fn opens_of_session(&self, session: SessionId) -> impl Iterator<Item = &Open> {
+        self.opens.of_session(session)
+    }
+
+    /// The opens that a client made with a CreateGuid, by id.
+    pub fn opens_of_create_guid(
+        &self,
+        client_guid: ClientGuid,
+        create_guid: CreateGuid,
+    ) -> impl Iterator<Item = &Open> {
+        self.opens.of_create_guid(client_guid, create_guid)
     }
 
     /// The opens of a lease, by id.
