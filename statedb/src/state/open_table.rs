@@ -1,7 +1,6 @@
 //! All opens, and the ways to find them.
 
-use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::hash::Hash;
 use std::num::NonZeroU32;
 
@@ -20,7 +19,7 @@ use super::time::Timestamp;
 /// Invariants: each open is in the chain of each of its keys, and in no other; a chain is never empty.
 #[derive(Clone, Debug, Default)]
 pub(super) struct OpenTable {
-    by_id: BTreeMap<DurableFileId, Slot>,
+    by_id: Lookup<DurableFileId, Slot>,
     slots: Slots,
     by_file: Lookup<FileKey, Slot>,
     by_holder: Lookup<Owner, Slot>,
@@ -37,12 +36,16 @@ pub(super) struct OpenTable {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Slot(NonZeroU32);
 
-/// The opens in their places.
+/// The opens in their places, which do not move.
 #[derive(Clone, Debug, Default)]
 struct Slots {
-    kept: Vec<Option<Box<Kept>>>,
+    /// Each with [`CHUNK_LEN`] places.
+    chunks: Vec<Box<[Option<Kept>]>>,
     unused: Vec<Slot>,
 }
+
+/// How many opens are kept side by side: some 30 KiB.
+const CHUNK_LEN: usize = 64;
 
 /// Only slots that are in use are in a chain or in the table of ids.
 const IN_USE: &str = "a slot in use has an open";
@@ -101,28 +104,42 @@ impl Keys {
 
 impl Slots {
     fn get(&self, slot: Slot) -> &Kept {
-        self.kept[slot.place()].as_deref().expect(IN_USE)
+        let (chunk, place) = slot.place();
+        self.chunks[chunk][place].as_ref().expect(IN_USE)
     }
 
     fn get_mut(&mut self, slot: Slot) -> &mut Kept {
-        self.kept[slot.place()].as_deref_mut().expect(IN_USE)
+        let (chunk, place) = slot.place();
+        self.chunks[chunk][place].as_mut().expect(IN_USE)
     }
 
     fn link(&mut self, slot: Slot, index: Index) -> &mut Link {
         &mut self.get_mut(slot).links[index as usize]
     }
 
+    /// Those that are in use, in no order that means anything.
+    fn iter(&self) -> impl Iterator<Item = &Kept> {
+        self.chunks.iter().flat_map(|chunk| chunk.iter().flatten())
+    }
+
     fn insert(&mut self, open: Open) -> Slot {
-        let slot = self.unused.pop().unwrap_or_else(|| {
-            self.kept.push(None);
-            Slot::last_of(self.kept.len())
-        });
-        self.kept[slot.place()] = Some(Box::new(Kept { open, links: [Link::default(); INDEXES] }));
+        let slot = self.unused.pop().unwrap_or_else(|| self.add_chunk());
+        let (chunk, place) = slot.place();
+        self.chunks[chunk][place] = Some(Kept { open, links: [Link::default(); INDEXES] });
         slot
     }
 
+    /// Makes room for more opens, and returns the first place there.
+    fn add_chunk(&mut self) -> Slot {
+        let first = self.chunks.len() * CHUNK_LEN;
+        self.chunks.push((0..CHUNK_LEN).map(|_| None).collect());
+        self.unused.extend((first + 1..first + CHUNK_LEN).rev().map(Slot::at));
+        Slot::at(first)
+    }
+
     fn remove(&mut self, slot: Slot) -> Open {
-        let kept = self.kept[slot.place()].take().expect(IN_USE);
+        let (chunk, place) = slot.place();
+        let kept = self.chunks[chunk][place].take().expect(IN_USE);
         self.unused.push(slot);
         kept.open
     }
@@ -165,14 +182,16 @@ impl Slots {
 }
 
 impl Slot {
-    /// The last of so many.
-    fn last_of(slots: usize) -> Self {
-        let number = u32::try_from(slots).ok().and_then(NonZeroU32::new);
-        Self(number.expect("there are less than 2^32 opens, and this is one"))
+    /// The slot with so many before it.
+    fn at(before: usize) -> Self {
+        let number = u32::try_from(before + 1).ok().and_then(NonZeroU32::new);
+        Self(number.expect("there are fewer than 2^32 opens"))
     }
 
-    fn place(self) -> usize {
-        self.0.get() as usize - 1
+    /// In which chunk it is, and where there.
+    fn place(self) -> (usize, usize) {
+        let before = self.0.get() as usize - 1;
+        (before / CHUNK_LEN, before % CHUNK_LEN)
     }
 }
 
@@ -187,7 +206,9 @@ impl OpenTable {
 
     /// All of them, by id.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Open> {
-        self.by_id.values().map(|slot| &self.slots.get(*slot).open)
+        let mut opens: Vec<_> = self.slots.iter().map(|kept| &kept.open).collect();
+        opens.sort_unstable_by_key(|open| open.description.durable_file_id);
+        opens.into_iter()
     }
 
     /// The opens of a file, by id.
@@ -259,13 +280,11 @@ impl OpenTable {
     /// Puts an open in its place, and returns the one that was there before.
     pub(super) fn insert(&mut self, open: Open) -> Option<Open> {
         let id = open.description.durable_file_id;
-        let slot = match self.by_id.entry(id) {
-            Entry::Vacant(vacant) => {
-                let slot = *vacant.insert(self.slots.insert(open));
-                self.index(id, slot);
-                return None;
-            }
-            Entry::Occupied(known) => *known.get(),
+        let Some(&slot) = self.by_id.get(&id) else {
+            let slot = self.slots.insert(open);
+            self.by_id.insert(id, slot);
+            self.index(id, slot);
+            return None;
         };
         let known = &self.slots.get(slot).open;
         // Most changes of an open are of nothing that it is found by.
@@ -349,8 +368,7 @@ impl OpenTable {
             let opens = table.slots.sorted(heads(table).get(key), index);
             opens.map(|open| open.description.durable_file_id).collect()
         };
-        let kept = self.by_id.values().map(|slot| self.slots.get(*slot));
-        let mut first = kept.filter(|kept| kept.links[index as usize].before.is_none());
+        let mut first = self.slots.iter().filter(|kept| kept.links[index as usize].before.is_none());
         heads(self).len() == heads(other).len()
             && first.all(|kept| key(&kept.open).is_none_or(|key| ids(self, &key) == ids(other, &key)))
     }
@@ -399,6 +417,8 @@ fn session_of(state: OpenState) -> Option<SessionId> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::state::fixtures::{connected, disconnected};
     use crate::state::ids::{AppInstance, Incarnation, LeaseKey, NodeId};
