@@ -261,7 +261,8 @@ fn add_others(seeds: &mut Seeds) {
         "sample",
         &handles::AttachRequest { instance: vec![19; 16], arbiter: smb::Arbiter::Cluster.into() },
     );
-    let attached = handles::Attached { incarnation: 2, lease_ms: 3000, node_id: 1 };
+    let attached =
+        handles::Attached { incarnation: 2, lease_ms: 3000, node_id: 1, lease_until_monotonic_ns: 5 };
     let event = Some(handles::attach_event::Event::Attached(attached));
     seeds.add("sample", &handles::AttachEvent { event });
     seeds.add("sample", &events::WatchRequest { after_sequence: Some(3), incarnation: Some(2) });
