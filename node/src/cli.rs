@@ -44,7 +44,7 @@ enum Verb {
     Events {
         #[command(flatten)]
         target: Target,
-        /// Only events after the one with this number. Without it and without --follow: all after number 0.
+        /// Only events after the one with this number. Without it and without --follow: all that are remembered.
         #[arg(long, value_name = "N")]
         after: Option<u64>,
         /// Goes on with what happens next; without --after, begins with that.

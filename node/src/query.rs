@@ -99,7 +99,7 @@ pub fn events(target: &Target, after: Option<u64>, follow: bool) -> anyhow::Resu
         let failed = |status| no_answer(&address, status);
         let status = OpsClient::new(channel.clone()).status(StatusRequest {}).await.map_err(failed)?;
         let next_event = status.into_inner().next_event;
-        // From the beginning, if nothing else is said: all that are kept but number 0, the first registration of all.
+        // From the beginning, if nothing else is said: events are counted from 1.
         let after_sequence = if follow { after } else { after.or(Some(0)) };
         let is_all = |seen: u64| !follow && seen >= next_event;
         if is_all(after_sequence.map_or(0, |seen| seen.saturating_add(1))) {
