@@ -47,8 +47,8 @@ impl Reference {
             Command::FromSmbNode { proposer, request } => self.answered(proposer, request, outcome),
         }
         for event in events {
-            assert_eq!(event.sequence, self.events, "the events are not counted without a gap");
             self.events += 1;
+            assert_eq!(event.sequence, self.events, "the events are not counted from 1 without a gap");
             self.happened(event);
         }
         assert!(self.taken_over.is_empty(), "{:?} have lost opens and are not told", self.taken_over);

@@ -124,9 +124,7 @@ impl Cluster {
             let handle = letters("H");
             let taken = if excludes { taken(caching).and(&handle) } else { taken(caching) };
             let wish = if excluding.is_empty() { taken.clone() } else { taken.and(&handle) };
-            // Who has acknowledged down to something without R, which means nothing, may lose that too.
-            let is_void = !caching.letters.has('R') && !wish.is_empty();
-            let wish = if is_void { caching.letters.clone() } else { wish.common(&caching.letters) };
+            let wish = wish.common(&caching.letters);
             let taken = taken.common(&caching.letters);
             let must_be_asked = taken.has('W') || taken.has('H');
             match self.presence(caching.holder) {

@@ -55,7 +55,13 @@ impl Cluster {
         let granted = Letters::from(opened.oplock);
         self.check_granted(create, holder, &granted, opened.is_lease_breaking)?;
         match self.cachings.iter_mut().find(|caching| caching.holder == holder) {
-            Some(caching) => caching.letters = granted,
+            Some(caching) => {
+                if caching.letters != granted {
+                    // What was taken a moment ago is given again, now that it can be.
+                    self.taken.retain(|(other, _)| *other != holder);
+                }
+                caching.letters = granted;
+            }
             None => {
                 self.cachings.push(Caching { holder, file: create.file, letters: granted, breaking: None })
             }

@@ -56,6 +56,7 @@ impl Cluster {
             (obstacles.is_blocked, status::LOCK_NOT_GRANTED),
         ];
         if is_in_the_way.iter().any(|(may, status)| *may && expect_status(outcome, &[*status]).is_ok()) {
+            self.connected(owner, lock.open).expect("it was connected before").sequences = sequences;
             return Ok(());
         }
         let requested = self.locks_of_file(file).request(lock);
