@@ -18,9 +18,8 @@ const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(15);
 
 /// Whether a request would take an open from a living SMB service of another node than `node`.
 pub(super) fn takes_from_another_node(state: &State, node: NodeId, request: &Request) -> bool {
-    let is_elsewhere = |open: &Open| {
-        open.connected_through().is_some_and(|owner| owner.node != node && state.is_up(owner))
-    };
+    let is_elsewhere =
+        |open: &Open| open.connected_through().is_some_and(|owner| owner.node != node && state.is_up(owner));
     match request {
         Request::ReplaceSession { previous, user } => state
             .opens_of_session(*previous)
@@ -34,7 +33,8 @@ pub(super) fn takes_from_another_node(state: &State, node: NodeId, request: &Req
 /// The opens that a CREATE means which were there before: by a reconnect or a replay.
 fn wanted_back<'a>(state: &'a State, create: &Create) -> impl Iterator<Item = &'a Open> {
     let contexts = &create.contexts;
-    let replayed = contexts.durable_request_v2.filter(|_| create.is_replay).map(|request| request.create_guid);
+    let replayed =
+        contexts.durable_request_v2.filter(|_| create.is_replay).map(|request| request.create_guid);
     let reconnected = contexts.durable_reconnect_v2;
     let id = contexts.durable_reconnect.or(reconnected.map(|reconnect| reconnect.durable_file_id));
     let create_guid = replayed.or(reconnected.map(|reconnect| reconnect.create_guid));
@@ -43,9 +43,15 @@ fn wanted_back<'a>(state: &'a State, create: &Create) -> impl Iterator<Item = &'
 }
 
 /// Returns when the request takes nothing from another node any more, or `verdict_within` is over.
-pub(super) async fn until_verdict(raft: &RaftNode, node: NodeId, request: &Request, verdict_within: Duration) {
+pub(super) async fn until_verdict(
+    raft: &RaftNode,
+    node: NodeId,
+    request: &Request,
+    verdict_within: Duration,
+) {
     let began = Instant::now();
-    while began.elapsed() < verdict_within && raft.read(|state| takes_from_another_node(state, node, request)) {
+    while began.elapsed() < verdict_within && raft.read(|state| takes_from_another_node(state, node, request))
+    {
         sleep(LOOK_AGAIN_AFTER).await;
     }
     debug!(request = request.verb(), held = ?began.elapsed(), "a client was held");

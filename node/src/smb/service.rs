@@ -342,7 +342,8 @@ impl SmbService {
             .raft
             .read(|state| state.opens().filter(|open| open.holder() == Some(owner)).cloned().collect());
         info!(incarnation = %owner.incarnation, opens = mine.len(), "smbd is registered");
-        let gate = Arc::new(Gate::new(Arc::clone(&proposer), self.reconciled.clone(), self.timing.verdict_within()));
+        let gate =
+            Arc::new(Gate::new(Arc::clone(&proposer), self.reconciled.clone(), self.timing.verdict_within()));
         let incarnation = Arc::new(Incarnation {
             instance,
             owner,
@@ -426,7 +427,6 @@ impl SmbService {
         }
         ended.insert(instance);
     }
-
 }
 
 impl Incarnation {

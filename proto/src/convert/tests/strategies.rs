@@ -40,12 +40,8 @@ const LOCK_KINDS: [LockKind; 3] = [LockKind::Shared, LockKind::Exclusive, LockKi
 
 const HOWS: [OpenedHow; 3] = [OpenedHow::Created, OpenedHow::Replayed, OpenedHow::Reconnected];
 
-const CLOSE_REASONS: [CloseReason; 4] = [
-    CloseReason::Expired,
-    CloseReason::Purged,
-    CloseReason::AppInstanceReplaced,
-    CloseReason::Reclaimed,
-];
+const CLOSE_REASONS: [CloseReason; 4] =
+    [CloseReason::Expired, CloseReason::Purged, CloseReason::AppInstanceReplaced, CloseReason::Reclaimed];
 
 fn owner() -> impl Strategy<Value = Owner> {
     any::<(u64, u64)>()
