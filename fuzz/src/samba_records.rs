@@ -1,7 +1,7 @@
 //! Samba's records in every layout, images of opens, and what is placed for an orphan.
 //!
-//! An input is a byte that says what the rest is: a [`Database`]'s number for one of its values, [`IMAGE`], or
-//! [`STORES`].
+//! An input is a byte that says what the rest is: a [`Database`]'s number for one of its values, `IMAGE`, or
+//! `STORES`.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,7 +1,7 @@
 //! What a node finds on its disk: frames, records of the applied state, entries of the log. A snapshot that a peer
 //! sends consists of the same records.
 //!
-//! An input is a byte that says what the rest is: [`FOUND`], [`SEALED`] or [`REPLAYED`].
+//! An input is a byte that says what the rest is: `FOUND`, `SEALED` or `REPLAYED`.
 
 use prost::Message;
 use proto::convert::decode;

@@ -1,6 +1,6 @@
 //! The messages of every gRPC service and of the log, and their conversions to checked types.
 //!
-//! An input is a byte that says which of [`MESSAGES`] it is, and the message.
+//! An input is a byte that says which of `MESSAGES` it is, and the message.
 
 use std::fmt::Debug;
 use std::fs;
