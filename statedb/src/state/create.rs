@@ -188,7 +188,12 @@ impl State {
         if create.variable_bytes() > limit {
             return Err(Rejection::OpenTooLarge { open: id, limit });
         }
+        let was_in_use = self.opens.get(id).is_some();
         self.close_earlier_app_instances(create)?;
+        // The SMB server that had this id is told of its end; it must not mean the new open.
+        if was_in_use && self.opens.get(id).is_none() {
+            return Err(Rejection::DurableFileIdInUse(id));
+        }
         if let Some(answered_before) = self.replay(owner, create)? {
             return Ok(answered_before);
         }
