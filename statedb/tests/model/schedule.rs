@@ -97,14 +97,14 @@ fn event() -> impl Strategy<Value = Event> {
         OplockLevel::Batch,
         OplockLevel::Lease,
     ]);
-    let level = prop_oneof![4 => Just(None), 1 => level.prop_map(Some)];
+    let level = prop_oneof![2 => Just(None), 1 => level.prop_map(Some)];
     let sequence = (0..4_u32, 0..3_u8).prop_map(|(index, number)| LockSequence { index, number });
     let elements = prop::collection::vec(element(), 0..3);
     prop_oneof![
         20 => wanted().prop_map(Event::Create),
         6 => (any(), 1..=NODES).prop_map(|(which, node)| Event::Reconnect(which, node)),
         1 => any().prop_map(Event::Cancel),
-        1 => any().prop_map(Event::Again),
+        2 => any().prop_map(Event::Again),
         8 => (any(), acknowledged).prop_map(|(which, state)| Event::AckLease(which, state)),
         5 => (any(), level).prop_map(|(which, level)| Event::AckOplock(which, level)),
         6 => (any(), elements, sequence, prop::bool::ANY)
