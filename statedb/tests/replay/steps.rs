@@ -185,8 +185,15 @@ fn lease_state() -> impl Strategy<Value = LeaseState> {
     prop_oneof![3 => Just(7), 1 => Just(3), 1 => 0..8_u32].prop_map(LeaseState)
 }
 
+/// A session of some node.
 fn session() -> impl Strategy<Value = SessionId> {
-    (1..=u64::from(CLIENTS)).prop_map(SessionId)
+    (node(), 1..=u64::from(CLIENTS)).prop_map(|(node, number)| session_of(node, SessionId(number)))
+}
+
+/// The session of the same number on another node: SMB servers draw the ids from ranges of their own.
+fn session_of(node: NodeId, session: SessionId) -> SessionId {
+    const NUMBER_MASK: u64 = 0xFF;
+    SessionId(node.0 * (NUMBER_MASK + 1) + (session.0 & NUMBER_MASK))
 }
 
 fn user() -> impl Strategy<Value = Sid> {
@@ -428,6 +435,7 @@ impl Proposers {
                     Some(which) => aimed(which, random, request, state),
                     None => (random, request),
                 };
+                let request = in_own_session(owner.node, request);
                 Command::FromSmbNode { proposer: self.proposer(owner, unseen), request }
             }
             Action::Repeat(_) if self.proposed.is_empty() => Command::ExpireOpens,
@@ -467,6 +475,21 @@ impl Proposers {
             let owner = Owner { node: *node, incarnation: *incarnation };
             self.next_sequence.insert(owner, *first_sequence);
         }
+    }
+}
+
+/// The request as it comes in a session of this node. Only who replaces a session names one of another.
+fn in_own_session(node: NodeId, request: Request) -> Request {
+    match request {
+        Request::Create(mut create) => {
+            create.client.session = session_of(node, create.client.session);
+            Request::Create(create)
+        }
+        Request::EndSession(session) => Request::EndSession(session_of(node, session)),
+        Request::EndTreeConnect { session, share } => {
+            Request::EndTreeConnect { session: session_of(node, session), share }
+        }
+        request => request,
     }
 }
 
