@@ -202,21 +202,21 @@ async fn events_are_shown_for_people_and_for_programs() {
             || sidecar.log(),
         );
     }
-    // Events 0 to 3: up, down, up, down.
-    let table = end(holdfast(["events", "--after", "1", "--address", &address]));
+    // Events 1 to 4: up, down, up, down.
+    let table = end(holdfast(["events", "--after", "2", "--address", &address]));
     let lines: Vec<_> = table.stdout.lines().map(str::trim).collect();
     assert_eq!(lines.len(), 2, "{} {}", table.stdout, table.stderr);
-    assert_says(lines[0], &["2", "node-up 1.2"]);
-    assert_says(lines[1], &["3", "node-down 1.2 disconnected=0 closed=0"]);
+    assert_says(lines[0], &["3", "node-up 1.2"]);
+    assert_says(lines[1], &["4", "node-down 1.2 disconnected=0 closed=0"]);
 
-    let json = end(holdfast(["events", "--after", "1", "--output", "json", "--address", &address])).stdout;
+    let json = end(holdfast(["events", "--after", "2", "--output", "json", "--address", &address])).stdout;
     let events: Vec<serde_json::Value> =
         json.lines().map(|line| serde_json::from_str(line).expect("a line is JSON")).collect();
-    assert_eq!((&events[0]["sequence"], &events[0]["kind"]), (&2.into(), &"node-up".into()));
+    assert_eq!((&events[0]["sequence"], &events[0]["kind"]), (&3.into(), &"node-up".into()));
     assert_eq!(events[1]["what"]["owner"], serde_json::json!({ "node_id": 1, "incarnation": 2 }));
     // It may have begun a moment after the first of them.
-    wait_until(|| follower.output().contains("\"sequence\":3"), || follower.output());
-    let none = end(holdfast(["events", "--after", "3", "--address", &address]));
+    wait_until(|| follower.output().contains("\"sequence\":4"), || follower.output());
+    let none = end(holdfast(["events", "--after", "4", "--address", &address]));
     assert!(none.success && none.stdout.is_empty(), "{} {}", none.stdout, none.stderr);
 }
 

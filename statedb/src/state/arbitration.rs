@@ -5,8 +5,9 @@
 //! coherent among themselves are right by definition: what they report is recorded.
 
 use super::command::Request;
+use super::create::Create;
 use super::event::{CloseReason, EventKind};
-use super::ids::Owner;
+use super::ids::{DurableFileId, Owner};
 use super::node::Arbiter;
 use super::open::{Open, OpenDescription};
 use super::oplock::LeaseState;
@@ -49,6 +50,24 @@ impl State {
             return Ok(());
         };
         self.tell(None, EventKind::ConflictRefused { open: reported.durable_file_id, with, holder });
+        Err(Rejection::SharingViolation { with })
+    }
+
+    /// Refuses a CREATE that an SMB server which decides itself would have to give something up for: it would not know what
+    /// to make of a break. As between separate SMB servers, the files are reached by another way than they should be.
+    pub(super) fn refuse_beside_reported(
+        &mut self,
+        id: DurableFileId,
+        create: &Create,
+    ) -> Result<(), Rejection> {
+        let reported = self.opens.of_file(create.file).filter(|open| open.arbiter != Arbiter::Cluster);
+        let in_the_way =
+            reported.filter(|open| open.holder().is_some()).find(|open| create.wants_room_of(open));
+        let Some((with, holder)) = in_the_way.map(|open| (open.description.durable_file_id, open.holder()))
+        else {
+            return Ok(());
+        };
+        self.tell(None, EventKind::ConflictRefused { open: id, with, holder });
         Err(Rejection::SharingViolation { with })
     }
 

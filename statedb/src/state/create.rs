@@ -234,6 +234,7 @@ impl State {
         if self.opens.of_file(create.file).next().is_none() {
             return Ok(self.make_open(owner, id, create));
         }
+        self.refuse_beside_reported(id, create)?;
         self.check_persistent_opens(create, lease)?;
         self.check_share_modes(create, lease)?;
         let wish = Wish { file: create.file, lease, open: None, owner };
@@ -417,6 +418,13 @@ impl Create {
 
     fn overwrites(&self) -> bool {
         matches!(self.create_action, CreateAction::Superseded | CreateAction::Overwritten)
+    }
+
+    /// Whether another open of the file would have to give something up, or to be closed.
+    pub(super) fn wants_room_of(&self, open: &Open) -> bool {
+        let held = open.description.oplock.caching();
+        let demand = self.cause(open).and_then(|cause| caching::demand(cause, held));
+        self.excludes(open) || demand.is_some()
     }
 
     /// What it means for another open of the file, if anything.

@@ -105,6 +105,7 @@ macro_rules! scripts {
 }
 
 scripts! {
+    arbiters,
     break_in_flight,
     clean_loss_then_crash,
     cluster_time,
