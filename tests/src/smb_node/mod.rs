@@ -67,7 +67,7 @@ pub enum SmbNodeError {
         /// For the log.
         reason: String,
     },
-    /// The file was wanted deleted by a client that is away. The server deletes it, says so ([`SmbNode::file_deleted`]),
+    /// The file was wanted deleted by a client that is away. The server deletes it, says so (`Request::FileDeleted`),
     /// makes it anew if the CreateDisposition allows that, and asks again.
     #[error("the file has to be deleted first")]
     DeleteFirst(FileKey),
