@@ -142,6 +142,9 @@ pub struct SambaConfig {
     /// The `smbd` itself, to learn its version.
     #[serde(default = "default_smbd")]
     pub smbd: PathBuf,
+    /// Samba's `testparm`, of the same version: it tells what is in `smb_conf`.
+    #[serde(default = "default_testparm")]
+    pub testparm: PathBuf,
     /// Shares that Holdfast leaves alone, beside `IPC$`.
     #[serde(default)]
     pub unprotected_shares: Vec<String>,
@@ -153,6 +156,10 @@ fn default_log() -> String {
 
 fn default_smbd() -> PathBuf {
     "/usr/sbin/smbd".into()
+}
+
+fn default_testparm() -> PathBuf {
+    "/usr/bin/testparm".into()
 }
 
 impl Default for Timing {
@@ -319,7 +326,12 @@ impl Timing {
 
 impl SambaConfig {
     fn problems(&self, problems: &mut Vec<String>) {
-        let paths = [("run_dir", &self.run_dir), ("smb_conf", &self.smb_conf), ("smbd", &self.smbd)];
+        let paths = [
+            ("run_dir", &self.run_dir),
+            ("smb_conf", &self.smb_conf),
+            ("smbd", &self.smbd),
+            ("testparm", &self.testparm),
+        ];
         for (name, _) in paths.iter().filter(|(_, path)| path.as_os_str().is_empty()) {
             problems.push(format!("[samba] {name}: must not be empty"));
         }

@@ -4,6 +4,7 @@
 //! Nothing here parses `smb.conf`: includes, defaults and the `[global]` section's share options are testparm's to
 //! know.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,7 @@ use thiserror::Error;
 
 use crate::process::{self, CommandError};
 
-/// How long one question to testparm may take; it answers in some ten milliseconds.
+/// How long testparm may take; it answers in some twenty milliseconds.
 const TESTPARM_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a share needs to give durable handles, and Samba's reason.
@@ -28,10 +29,19 @@ const NEEDED: [(&str, bool); 4] = [
 /// What Holdfast needs to know of an smbd's configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SambaConfig {
-    /// Where the volatile databases are.
+    /// Where the volatile databases are. Where [`Self::clustering`] is set, CTDB has them elsewhere.
     pub lock_directory: PathBuf,
+    /// Set where this smbd is one of a CTDB cluster.
+    pub clustering: Option<Clustering>,
     /// The file shares, in the order of the file; those without a path are left out.
     pub shares: Vec<Share>,
+}
+
+/// How an smbd reaches its CTDB cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Clustering {
+    /// The socket of this node's ctdbd.
+    pub ctdbd_socket: PathBuf,
 }
 
 /// A file share.
@@ -44,27 +54,30 @@ pub struct Share {
 }
 
 impl SambaConfig {
-    /// Reads the configuration and checks that every share for which `is_protected` can give durable handles.
-    /// All that is wrong is reported at once.
-    pub fn read(smb_conf: &Path, is_protected: impl Fn(&ShareName) -> bool) -> Result<Self, ConfigError> {
-        let testparm = Testparm { smb_conf };
-        let lock_directory = testparm.parameter("global", "lock directory")?.into();
+    /// Asks `testparm` about `smb_conf`, and checks that every share for which `is_protected` can give durable handles.
+    /// All that is wrong is reported at once. Blocks for at most ten seconds.
+    pub fn read(
+        testparm: &Path,
+        smb_conf: &Path,
+        is_protected: impl Fn(&ShareName) -> bool,
+    ) -> Result<Self, ConfigError> {
+        let dump = Dump::of(testparm, smb_conf)?;
+        let ctdbd_socket = || dump.parameter(GLOBAL, "ctdbd socket").into();
+        let clustering =
+            dump.is_set(GLOBAL, "clustering").then(|| Clustering { ctdbd_socket: ctdbd_socket() });
         let mut shares = Vec::new();
-        for section in testparm.sections()? {
-            let path = testparm.parameter(&section, "path")?;
-            if section != "global" && !path.is_empty() {
-                shares.push((section.clone(), Share { name: ShareName::new(&section), path: path.into() }));
-            }
-        }
-
         let mut problems = Vec::new();
-        for (section, _) in shares.iter().filter(|(_, share)| is_protected(&share.name)) {
-            testparm.check_share(section, &mut problems)?;
+        for section in dump.shares() {
+            let share = Share { name: ShareName::new(section), path: dump.parameter(section, "path").into() };
+            if is_protected(&share.name) {
+                problems.extend(dump.wrong_options(section));
+            }
+            shares.push(share);
         }
         if !problems.is_empty() {
             return Err(ConfigError::Wrong { smb_conf: smb_conf.to_owned(), problems: Problems(problems) });
         }
-        Ok(Self { lock_directory, shares: shares.into_iter().map(|(_, share)| share).collect() })
+        Ok(Self { lock_directory: dump.parameter(GLOBAL, "lock directory").into(), clustering, shares })
     }
 
     /// The shares that have their root at this service path: usually one. A record does not say which it was.
@@ -74,41 +87,65 @@ impl SambaConfig {
     }
 }
 
-struct Testparm<'a> {
-    smb_conf: &'a Path,
+/// The section that holds the parameters of the server, and the defaults of those of its shares.
+const GLOBAL: &str = "global";
+
+/// All that testparm says of a configuration: every parameter in `[global]`, and in each share's section those that
+/// are not as there.
+struct Dump {
+    /// In the order of the file.
+    sections: Vec<(String, BTreeMap<String, String>)>,
 }
 
-impl Testparm<'_> {
-    fn ask(&self, options: &[&str]) -> Result<String, CommandError> {
-        let mut arguments: Vec<&OsStr> = vec![OsStr::new("--suppress-prompt")];
-        arguments.extend(options.iter().map(OsStr::new));
-        arguments.push(self.smb_conf.as_os_str());
-        process::output(OsStr::new("testparm"), &arguments, TESTPARM_TIMEOUT)
+impl Dump {
+    fn of(testparm: &Path, smb_conf: &Path) -> Result<Self, CommandError> {
+        let arguments = [OsStr::new("--suppress-prompt"), OsStr::new("--verbose"), smb_conf.as_os_str()];
+        Ok(Self::parse(&process::output(testparm.as_os_str(), &arguments, TESTPARM_TIMEOUT)?))
     }
 
-    /// The names of all sections, which testparm prints as `[name]`.
-    fn sections(&self) -> Result<Vec<String>, CommandError> {
-        let listing = self.ask(&[])?;
-        let name = |line: &str| Some(line.strip_prefix('[')?.strip_suffix(']')?.to_owned());
-        Ok(listing.lines().filter_map(name).collect())
-    }
-
-    /// The value that a parameter has in a section, wherever it comes from.
-    fn parameter(&self, section: &str, parameter: &str) -> Result<String, CommandError> {
-        let section = format!("--section-name={section}");
-        let parameter = format!("--parameter-name={parameter}");
-        Ok(self.ask(&[&section, &parameter])?.trim().to_owned())
-    }
-
-    fn check_share(&self, section: &str, problems: &mut Vec<Problem>) -> Result<(), CommandError> {
-        for (option, needed) in NEEDED {
-            let found = self.parameter(section, option)?;
-            if found != yes_or_no(needed) {
-                let share = section.to_owned();
-                problems.push(Problem::WrongOption { share, option, found, needed });
+    fn parse(printed: &str) -> Self {
+        let mut sections: Vec<(String, BTreeMap<String, String>)> = Vec::new();
+        for line in printed.lines().map(str::trim) {
+            if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+                sections.push((name.to_owned(), BTreeMap::new()));
+            } else if let (Some((_, parameters)), Some((name, value))) =
+                (sections.last_mut(), line.split_once('='))
+            {
+                parameters.insert(name.trim().to_owned(), value.trim().to_owned());
             }
         }
-        Ok(())
+        Self { sections }
+    }
+
+    /// The sections of file shares.
+    fn shares(&self) -> impl Iterator<Item = &str> {
+        let names = self.sections.iter().map(|(name, _)| name.as_str());
+        names.filter(|name| *name != GLOBAL && !self.parameter(name, "path").is_empty())
+    }
+
+    /// The value that a parameter has in a section, wherever it comes from; empty if testparm knows none.
+    fn parameter(&self, section: &str, parameter: &str) -> &str {
+        let in_section = |wanted: &str| {
+            let (_, parameters) = self.sections.iter().find(|(name, _)| name == wanted)?;
+            parameters.get(parameter).map(String::as_str)
+        };
+        in_section(section).or_else(|| in_section(GLOBAL)).unwrap_or_default()
+    }
+
+    fn is_set(&self, section: &str, parameter: &str) -> bool {
+        self.parameter(section, parameter) == yes_or_no(true)
+    }
+
+    fn wrong_options(&self, section: &str) -> impl Iterator<Item = Problem> {
+        NEEDED.into_iter().filter_map(move |(option, needed)| {
+            let found = self.parameter(section, option);
+            (found != yes_or_no(needed)).then(|| Problem::WrongOption {
+                share: section.to_owned(),
+                option,
+                found: found.to_owned(),
+                needed,
+            })
+        })
     }
 }
 
@@ -158,4 +195,44 @@ pub enum Problem {
         /// The value it needs.
         needed: bool,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What testparm 4.17 prints, in short.
+    const PRINTED: &str = "\
+[global]
+\tclustering = Yes
+\tctdbd socket = /run/ctdb/ctdbd.socket
+\tdurable handles = Yes
+\tkernel oplocks = No
+\tkernel share modes = No
+\tlock directory = /run/samba
+\tpath =\x20
+\tposix locking = No
+
+[data]
+\tpath = /srv/a = b
+
+[homes]
+\tbrowseable = No
+
+[scratch]
+\tposix locking = Yes
+\tpath = /srv/scratch
+";
+
+    #[test]
+    fn a_share_has_what_is_set_for_all_unless_it_says_otherwise() {
+        let dump = Dump::parse(PRINTED);
+        assert_eq!(dump.shares().collect::<Vec<_>>(), ["data", "scratch"]);
+        assert_eq!(dump.parameter("data", "path"), "/srv/a = b");
+        assert_eq!(dump.parameter("data", "lock directory"), "/run/samba");
+        assert!(dump.is_set(GLOBAL, "clustering"));
+        assert_eq!(dump.wrong_options("data").count(), 0);
+        let wrong: Vec<_> = dump.wrong_options("scratch").map(|problem| problem.to_string()).collect();
+        assert_eq!(wrong, ["[scratch] has \"posix locking = Yes\"; set \"posix locking = no\""]);
+    }
 }

@@ -115,7 +115,8 @@ impl Settings {
         let mut unprotected: BTreeSet<_> =
             config.unprotected_shares.iter().map(|name| ShareName::new(name)).collect();
         unprotected.insert(ShareName::new("IPC$"));
-        let samba = samba::config::SambaConfig::read(&config.smb_conf, |share| !unprotected.contains(share))?;
+        let is_protected = |share: &ShareName| !unprotected.contains(share);
+        let samba = samba::config::SambaConfig::read(&config.testparm, &config.smb_conf, is_protected)?;
         info!(%version, ?layout, lock_directory = %samba.lock_directory.display(), "smbd is one that is known");
         Ok(Self { layout, samba, unprotected })
     }

@@ -9,13 +9,15 @@ use tempfile::TempDir;
 
 use crate::instance::{Smbd, samba_is_there};
 
+const TESTPARM: &str = "testparm";
+
 #[test]
 fn sound_configuration_is_read() {
     if !samba_is_there() {
         return;
     }
     let smbd = Smbd::start("127.0.41.7");
-    let config = SambaConfig::read(&smbd.conf(), |_| true).unwrap();
+    let config = SambaConfig::read(Path::new(TESTPARM), &smbd.conf(), |_| true).unwrap();
     assert_eq!(config.lock_directory, smbd.lock_directory());
     let service_path = smbd.share();
     let shares: Vec<_> = config.shares_at(service_path.to_str().unwrap()).collect();
@@ -34,7 +36,8 @@ fn everything_wrong_is_reported_at_once() {
     let text = "[global]\nkernel oplocks = yes\n[bad]\npath = /tmp\ndurable handles = no\nkernel share modes = yes\n\
                 [good]\npath = /\nkernel oplocks = no\nkernel share modes = no\nposix locking = no\n[left alone]\npath = /\n";
     fs::write(&conf, text).unwrap();
-    let error = SambaConfig::read(&conf, |share| share.as_str() != "left alone").unwrap_err();
+    let error =
+        SambaConfig::read(Path::new(TESTPARM), &conf, |share| share.as_str() != "left alone").unwrap_err();
     let ConfigError::Wrong { problems, .. } = &error else { panic!("{error}") };
     let options: Vec<_> = problems
         .0
@@ -59,6 +62,7 @@ fn missing_configuration_is_an_error() {
     if !samba_is_there() {
         return;
     }
-    let error = SambaConfig::read(Path::new("/nonexistent/smb.conf"), |_| true).unwrap_err();
+    let error =
+        SambaConfig::read(Path::new(TESTPARM), Path::new("/nonexistent/smb.conf"), |_| true).unwrap_err();
     assert!(matches!(error, ConfigError::Testparm(_)), "{error}");
 }
