@@ -23,9 +23,8 @@ use std::sync::Arc;
 
 use frame::{Database, RecordKey};
 use statedb::{
-    AppInstance, ByteRangeLock, ClientGuid, CreateAction, CreateGuid, CreateOptions, Durability,
-    DurableFileId, FileKey, Lease, LeaseEpoch, LeaseKey, LeaseVersion, OpenDescription, Oplock, OplockState,
-    ShareName, Sid,
+    AppInstance, ClientGuid, CreateAction, CreateGuid, CreateOptions, Durability, DurableFileId, FileKey,
+    Lease, LeaseEpoch, LeaseKey, LeaseVersion, OpenDescription, Oplock, OplockState, ShareName, Sid,
 };
 use thiserror::Error;
 
@@ -318,15 +317,7 @@ impl OpenImage {
                 Durability::DurableV2
             },
             durable_open_timeout: open.durable_timeout,
-            byte_range_locks: self
-                .byte_range_locks
-                .iter()
-                .map(|lock| ByteRangeLock {
-                    offset: lock.start,
-                    length: lock.size,
-                    exclusive: lock.exclusive,
-                })
-                .collect(),
+            byte_range_locks: self.byte_range_locks.iter().map(BrlockEntry::range).collect(),
             lock_sequence_array: open.lock_sequence_array.to_vec(),
             delete_on_close: self.data.delete_tokens.marks.iter().any(marked),
             position: self.cookie().position,

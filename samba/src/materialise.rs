@@ -24,6 +24,8 @@
 //!   the same open that a living process holds. What a dead process has left of the open is replaced.
 //! - While a process holds the lock of a share-mode record nobody else changes it.
 
+mod in_the_way;
+
 use statedb::{ClientGuid, DurableFileId, FileKey, LeaseKey, LeaseState};
 use thiserror::Error;
 
@@ -32,6 +34,8 @@ use crate::records::{
     BrlockEntry, CookieStat, DurableCookie, Holder, LeaseRecord, LockingRecord, NtTime, OpenGlobal, ServerId,
     ShareModeData, ShareModeEntry, ShareModeLock, ShareModes, UnixMicros,
 };
+
+pub use in_the_way::{LocksInTheWay, locks_in_the_way, stands_in_the_way};
 
 /// What becomes of a record.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,5 +1,7 @@
 //! A byte-range lock, as `brlock.tdb` has it.
 
+use statedb::ByteRangeLock;
+
 use super::error::RecordError;
 use super::identity::ServerId;
 use super::v4_17;
@@ -27,6 +29,12 @@ pub struct BrlockEntry {
 }
 
 impl BrlockEntry {
+    /// What is locked, and how.
+    #[must_use]
+    pub fn range(&self) -> ByteRangeLock {
+        ByteRangeLock { offset: self.start, length: self.size, exclusive: self.exclusive }
+    }
+
     /// Decodes the value of a record of `brlock.tdb`.
     pub fn decode_all(layout: Layout, value: &[u8]) -> Result<Vec<Self>, RecordError> {
         match layout {

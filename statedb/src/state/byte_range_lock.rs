@@ -112,7 +112,8 @@ impl State {
         let mut wanted = Vec::with_capacity(elements.len());
         for element in elements {
             let range = element.wanted_by(open)?;
-            let in_own_way = wanted.iter().any(|before| conflicts(*before, range, true)).then_some(id);
+            let keeps_out = |before: &ByteRangeLock| before.keeps_out(range, true);
+            let in_own_way = wanted.iter().any(keeps_out).then_some(id);
             if let Some(with) = in_own_way.or_else(|| self.in_the_way_of(range, id, open.file)) {
                 return Err(Rejection::LockNotGranted { with });
             }
@@ -139,7 +140,7 @@ impl State {
     fn in_the_way_of(&self, range: ByteRangeLock, id: DurableFileId, file: FileKey) -> Option<DurableFileId> {
         let in_the_way = |open: &&Open| {
             let is_own = open.description.durable_file_id == id;
-            open.description.byte_range_locks.iter().any(|held| conflicts(*held, range, is_own))
+            open.description.byte_range_locks.iter().any(|held| held.keeps_out(range, is_own))
         };
         self.opens.of_file(file).find(in_the_way).map(|open| open.description.durable_file_id)
     }
@@ -205,11 +206,14 @@ impl LockElement {
     }
 }
 
-/// Whether a lock keeps another one from being taken (MS-FSA 2.1.4.10): shared locks lie upon each other, and upon an
-/// exclusive lock of the same open.
-fn conflicts(held: ByteRangeLock, wanted: ByteRangeLock, is_own: bool) -> bool {
-    let lies_upon = !wanted.exclusive && (is_own || !held.exclusive);
-    !lies_upon && overlap(held, wanted)
+impl ByteRangeLock {
+    /// Whether this lock keeps another one from being taken (MS-FSA 2.1.4.10): shared locks lie upon each other, and
+    /// upon an exclusive lock of the same open.
+    #[must_use]
+    pub fn keeps_out(self, wanted: Self, is_own: bool) -> bool {
+        let lies_upon = !wanted.exclusive && (is_own || !self.exclusive);
+        !lies_upon && overlap(self, wanted)
+    }
 }
 
 /// Whether two ranges overlap (MS-FSA 2.1.4.10). One of no bytes lies between two bytes, and overlaps ranges of both.
@@ -325,10 +329,10 @@ mod tests {
             (Exclusive, Exclusive, true, true),
         ] {
             let (held, wanted) = (range(0, 10, held), range(5, 10, wanted));
-            assert_eq!(conflicts(held, wanted, true), by_same_open, "{held:?} {wanted:?}");
-            assert_eq!(conflicts(held, wanted, false), by_another, "{held:?} {wanted:?}");
+            assert_eq!(held.keeps_out(wanted, true), by_same_open, "{held:?} {wanted:?}");
+            assert_eq!(held.keeps_out(wanted, false), by_another, "{held:?} {wanted:?}");
             let elsewhere = ByteRangeLock { offset: 10, ..wanted };
-            assert!(!conflicts(held, elsewhere, true) && !conflicts(held, elsewhere, false));
+            assert!(!held.keeps_out(elsewhere, true) && !held.keeps_out(elsewhere, false));
         }
     }
 

@@ -35,7 +35,7 @@ mod replay;
 mod resiliency;
 mod session;
 mod share;
-mod share_mode;
+pub mod share_mode;
 mod snapshot;
 #[allow(clippy::module_inception, reason = "the module's main type is State")]
 mod state;

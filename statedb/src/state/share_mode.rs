@@ -56,11 +56,12 @@ impl ShareAccess {
 }
 
 /// What an open may do, and what it lets others do meanwhile.
-type ShareMode = (AccessMask, ShareAccess);
+pub type ShareMode = (AccessMask, ShareAccess);
 
 /// Whether two opens of a file exclude each other (MS-FSA 2.1.5.1.2.2): one of them may do what the other does not
 /// share. One that may neither read, write nor delete excludes nobody.
-pub(super) fn excludes(one: ShareMode, other: ShareMode) -> bool {
+#[must_use]
+pub fn excludes(one: ShareMode, other: ShareMode) -> bool {
     takes_part(one) && takes_part(other) && (does_not_share(one, other) || does_not_share(other, one))
 }
 
