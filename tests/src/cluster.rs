@@ -475,10 +475,11 @@ impl Node {
         );
         if let (Some(smbd), Some(site)) = (&smbd, site) {
             config += &format!(
-                "[samba]\nrun_dir = \"{}\"\nsmb_conf = \"{}\"\nsmbd = \"{}\"\n",
+                "[samba]\nrun_dir = \"{}\"\nsmb_conf = \"{}\"\nsmbd = \"{}\"\ntestparm = \"{}\"\n",
                 run_dir.display(),
                 smbd.config_file().display(),
                 site.tools().smbd().display(),
+                site.tools().testparm().display(),
             );
         }
         let config_file = dir.join("holdfast.toml");
