@@ -4,6 +4,7 @@
 
 use std::fmt::Debug;
 
+use frame::frame::PROTOCOL;
 use frame::{Database, FrameBuffer, FrameError, Record, RecordKey, Reply, Request, TdbError};
 
 use crate::Seed;
@@ -76,7 +77,7 @@ pub fn seeds() -> Vec<Seed> {
     let record = |value| Record { database: Database::Leases, key: vec![7; 32], value };
     let wanted = |database| RecordKey { database, key: vec![5; 24] };
     let requests = [
-        ("hello", Request::Hello { protocol: 1, instance: [0xA1; 16], main_pid: 17, pid: 4711 }),
+        ("hello", Request::Hello { protocol: PROTOCOL, instance: [0xA1; 16], main_pid: 17, pid: 4711 }),
         (
             "store",
             Request::Store { database: Database::OpenGlobal, key: vec![0, 0, 0, 9], value: vec![3; 64] },
@@ -84,6 +85,7 @@ pub fn seeds() -> Vec<Seed> {
         ("delete", Request::Delete { database: Database::TconGlobal, key: vec![1, 2, 3, 4] }),
         ("records", Request::Records { records: vec![record(None), record(Some(vec![1, 2]))] }),
         ("abandon", Request::Abandon { tdb_error: TdbError::Oom }),
+        ("look", Request::Look { database: Database::OpenGlobal, key: vec![0, 0, 0, 9] }),
     ];
     let replies = [
         ("welcome", Reply::Welcome),

@@ -79,6 +79,18 @@ pub struct Hello {
 
 /// What a process asks before it does it.
 #[derive(Debug)]
+pub enum Question {
+    /// May a record be changed?
+    Change(Change),
+    /// May the record of an open be looked at?
+    Look {
+        /// Its key.
+        key: Vec<u8>,
+    },
+}
+
+/// What a process wants to do to a record.
+#[derive(Debug)]
 pub enum Change {
     /// To store a record.
     Store {
@@ -152,16 +164,19 @@ impl Connection {
     /// # Errors
     ///
     /// If the connection fails or what comes makes no sense.
-    pub async fn next_change(&mut self) -> Result<Option<Change>, ConnectionError> {
+    pub async fn next_question(&mut self) -> Result<Option<Question>, ConnectionError> {
         loop {
             let Some((request_id, request)) = self.receive().await? else { return Ok(None) };
             self.request_id = request_id;
             return Ok(Some(match request {
-                Request::Store { database, key, value } => Change::Store { database, key, value },
-                Request::Delete { database, key } => Change::Delete { database, key },
+                Request::Store { database, key, value } => {
+                    Question::Change(Change::Store { database, key, value })
+                }
+                Request::Delete { database, key } => Question::Change(Change::Delete { database, key }),
+                Request::Look { database: Database::OpenGlobal, key } => Question::Look { key },
                 // It has told smbd so; the change it was about is off.
                 Request::Abandon { .. } => continue,
-                other => return Err(self.unexpected(&other, "a store or a delete")),
+                other => return Err(self.unexpected(&other, "a store, a delete or a look at an open")),
             }));
         }
     }
@@ -226,6 +241,7 @@ impl Connection {
             Request::Hello { .. } => "a hello",
             Request::Store { .. } => "a store",
             Request::Delete { .. } => "a delete",
+            Request::Look { .. } => "a look",
             Request::Records { .. } => "records",
             Request::Abandon { .. } => "a refusal",
         };

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::capture::Capture;
-use super::connection::{Change, Connection, ConnectionError, Hello};
+use super::connection::{Change, Connection, ConnectionError, Hello, Question};
 use super::gate::{Gate, Verdict};
 use super::processes::Processes;
 use super::reconcile::{Reconciled, Reconciler};
@@ -279,7 +279,15 @@ impl SmbService {
         self.watch_process(&incarnation, pid)?;
         connection.reply(&Reply::Welcome).await?;
         drop(not_welcome_yet);
-        while let Some(change) = connection.next_change().await? {
+        while let Some(question) = connection.next_question().await? {
+            let change = match question {
+                Question::Change(change) => change,
+                // Of this node's own databases only.
+                Question::Look { .. } => {
+                    connection.reply(&Reply::Proceed).await?;
+                    continue;
+                }
+            };
             let reply = match incarnation.decide(&self.settings, change, &mut connection).await? {
                 Ok(Some(reply)) => reply,
                 Ok(None) => continue,

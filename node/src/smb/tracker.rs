@@ -69,6 +69,7 @@ impl Tracker {
             opens.keys().filter_map(|id| keys::samba_id(*id)),
             files.keys().map(|file| file_key(*file).to_vec()),
             leases.keys().map(|lease| lease.to_vec()),
+            [],
         );
     }
 

@@ -27,7 +27,8 @@
 //! - It makes its page before it listens: a process maps the page before it connects.
 //! - It answers each process independently of all others. A process asks while it holds a record's chain
 //!   lock, so an answer that waits for another process, or for that lock, may wait for ever; and the records
-//!   of [`Reply::Need`] may take as long to come as another process takes to get its answer.
+//!   of [`Reply::Need`] may take as long to come as another process takes to get its answer. Only
+//!   [`Request::Look`] is asked without any lock, and may wait for what needs one.
 //! - It says `Proceed` only after the page names the process's instance ([`crate::PageWriter::bind`]) and the
 //!   bits of what was granted are set.
 //! - It takes a connection that was reset for one that was closed: a process may end with a reply unread.
@@ -35,7 +36,7 @@
 use crate::tdb::{Database, TdbError};
 
 /// The version of this protocol, compared in [`Request::Hello`].
-pub const PROTOCOL: u16 = 1;
+pub const PROTOCOL: u16 = 2;
 
 /// Bytes before the payload.
 pub const HEADER_LEN: usize = 12;
@@ -97,6 +98,16 @@ pub enum Request {
         /// Which.
         key: Vec<u8>,
     },
+    /// May this record be looked at? Asked before the lock of its chain is taken, of the records of opens that
+    /// another node of a ctdb cluster may have had ([`crate::PageReader::must_look`]). The answer may take as long as
+    /// ctdb needs to recover from the death of that node, and is about this moment only: it is asked again each time
+    /// that the lock is taken.
+    Look {
+        /// Where.
+        database: Database,
+        /// Which.
+        key: Vec<u8>,
+    },
     /// The answer to [`Reply::Need`]: the same keys in the same order.
     Records {
         /// The records as they are now.
@@ -117,7 +128,7 @@ pub enum Reply {
     Welcome,
     /// Go on: what had to be committed is committed.
     Proceed,
-    /// Do not store. The call fails and `tdb_error()` returns this.
+    /// Do not store, delete or look. The call fails and `tdb_error()` returns this.
     Refuse {
         /// What `smbd` is told.
         tdb_error: TdbError,
@@ -127,8 +138,8 @@ pub enum Reply {
         /// Which ones.
         keys: Vec<RecordKey>,
     },
-    /// This instance was superseded: the process must end at once, without storing or answering anything
-    /// more.
+    /// The process must end at once, without storing or answering anything more: its instance was superseded, or no
+    /// answer that it could give its client would be true. The client connects again.
     Fence,
 }
 
@@ -207,6 +218,7 @@ mod kind {
     pub(super) const DELETE: u8 = 0x03;
     pub(super) const RECORDS: u8 = 0x04;
     pub(super) const ABANDON: u8 = 0x05;
+    pub(super) const LOOK: u8 = 0x06;
     pub(super) const WELCOME: u8 = 0x81;
     pub(super) const PROCEED: u8 = 0x82;
     pub(super) const REFUSE: u8 = 0x83;
@@ -236,11 +248,8 @@ impl Request {
                 frame.bytes(key);
                 frame.bytes(value);
             }
-            Self::Delete { database, key } => {
-                let mut frame = Encoder::begin(out, kind::DELETE, request_id, 1 + bytes_len(key))?;
-                frame.u8(*database as u8);
-                frame.bytes(key);
-            }
+            Self::Delete { database, key } => Encoder::record(out, kind::DELETE, request_id, *database, key)?,
+            Self::Look { database, key } => Encoder::record(out, kind::LOOK, request_id, *database, key)?,
             Self::Records { records } => {
                 let payload = records.iter().map(Record::encoded_len).sum::<usize>();
                 let mut frame = Encoder::begin(out, kind::RECORDS, request_id, 4 + payload)?;
@@ -281,6 +290,7 @@ impl Request {
                 value: decoder.bytes("value")?,
             },
             kind::DELETE => Self::Delete { database: decoder.database()?, key: decoder.bytes("key")? },
+            kind::LOOK => Self::Look { database: decoder.database()?, key: decoder.bytes("key")? },
             kind::RECORDS => Self::Records {
                 records: decoder.list("records", |decoder| {
                     Ok(Record {
@@ -445,6 +455,20 @@ impl<'a> Encoder<'a> {
         Ok(encoder)
     }
 
+    /// A whole message about a record that is named by its key alone.
+    fn record(
+        out: &'a mut Vec<u8>,
+        kind: u8,
+        request_id: u32,
+        database: Database,
+        key: &[u8],
+    ) -> Result<(), FrameError> {
+        let mut frame = Self::begin(out, kind, request_id, 1 + bytes_len(key))?;
+        frame.u8(database as u8);
+        frame.bytes(key);
+        Ok(())
+    }
+
     fn fixed(&mut self, bytes: &[u8]) {
         self.out.extend_from_slice(bytes);
     }
@@ -576,6 +600,7 @@ mod tests {
             Request::Store { database: Database::OpenGlobal, key: vec![0, 0, 0, 9], value: vec![3; 648] },
             Request::Store { database: Database::Locking, key: Vec::new(), value: Vec::new() },
             Request::Delete { database: Database::TconGlobal, key: vec![1, 2, 3, 4] },
+            Request::Look { database: Database::OpenGlobal, key: vec![9, 8, 7, 6] },
             Request::Records { records: Vec::new() },
             Request::Records { records: vec![record(None), record(Some(Vec::new())), record(Some(vec![1]))] },
             Request::Abandon { tdb_error: TdbError::Oom },

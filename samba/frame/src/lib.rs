@@ -3,8 +3,8 @@
 //! Two channels lead from every `smbd` process to the sidecar, and this crate describes both, so that the two
 //! ends cannot disagree:
 //!
-//! - **Frames** on a unix stream socket ([`frame`]): a process asks before it stores or deletes a record
-//!   ([`Request`]) and the sidecar answers ([`Reply`]). One request is outstanding per process, because
+//! - **Frames** on a unix stream socket ([`frame`]): a process asks before it stores or deletes a record, and before it
+//!   looks at the record of an open that another node may have had ([`Request`]), and the sidecar answers ([`Reply`]). One request is outstanding per process, because
 //!   `smbd` is single-threaded where it touches its databases.
 //! - **A shared page** ([`page`]): a small file that the sidecar writes and every process maps. It tells, at
 //!   the price of a memory load, which keys are worth a frame at all, how long this node may go on serving,
@@ -28,7 +28,7 @@ mod tdb;
 
 pub use frame::{FrameBuffer, FrameError, Record, RecordKey, Reply, Request};
 pub use page::{Limits, NodeSlot, PageError, PageReader, PageWriter};
-pub use tdb::{Database, TdbError};
+pub use tdb::{CTDB_HEADER_LEN, Database, DatabaseFile, TdbError};
 
 /// The environment variable that names the run directory. Where it is unset, the shim passes everything
 /// through to libtdb.

@@ -16,13 +16,15 @@
 //!      44        4  node_slot                    0 ..= 7: this node draws ids ≡ slot (mod 8); 0xFF none
 //!      48        4  in_use_version               odd while in_use_record is being changed
 //!      52        4  in_use_len                   bytes used of in_use_record
-//!      56        8  (zero)
+//!      56        4  look_at_all                  1: every open's record is asked about before it is looked at
+//!      60        4  (zero)
 //!      64     1024  in_use_record                an open_global value that Samba takes for "in use"
 //!    1088     3008  (zero)
 //!    4096   131072  ids                          2^20 bits; bit (id mod 2^20) per tracked persistent id
 //!  135168    32768  files                        2^18 bits; bit (key_hash mod 2^18) per tracked file id
 //!  167936    32768  leases                       2^18 bits; bit (key_hash mod 2^18) per tracked lease key
-//!  200704           PAGE_LEN: 49 pages of 4 KiB
+//!  200704   131072  elsewhere                    2^20 bits; bit (id mod 2^20) per open that another node may have
+//!  331776           PAGE_LEN: 81 pages of 4 KiB
 //! ```
 //!
 //! # What must stay true
@@ -53,7 +55,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use std::{fmt, io, mem, ptr};
 
 /// The version of the layout above.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// The length of the file.
 pub const PAGE_LEN: usize = mem::size_of::<Layout>();
@@ -86,12 +88,14 @@ struct Layout {
     node_slot: AtomicU32,
     in_use_version: AtomicU32,
     in_use_len: AtomicU32,
-    zero: [u8; 8],
+    look_at_all: AtomicU32,
+    zero: [u8; 4],
     in_use_record: [AtomicU64; IN_USE_RECORD_MAX / 8],
     zero_to_page_end: [u8; 3008],
     ids: [AtomicU64; ID_BITS / 64],
     files: [AtomicU64; KEY_BITS / 64],
     leases: [AtomicU64; KEY_BITS / 64],
+    elsewhere: [AtomicU64; ID_BITS / 64],
 }
 
 const _: () = {
@@ -101,7 +105,8 @@ const _: () = {
     assert!(mem::offset_of!(Layout, ids) == 4096);
     assert!(mem::offset_of!(Layout, files) == 135_168);
     assert!(mem::offset_of!(Layout, leases) == 167_936);
-    assert!(PAGE_LEN == 200_704);
+    assert!(mem::offset_of!(Layout, elsewhere) == 200_704);
+    assert!(PAGE_LEN == 331_776);
 };
 
 /// What the sidecar tells the shim about itself, once, when it opens the page.
@@ -220,6 +225,7 @@ pub struct PageWriter {
     ids: KeyBits<u32>,
     files: KeyBits<Vec<u8>>,
     leases: KeyBits<Vec<u8>>,
+    elsewhere: KeyBits<u32>,
 }
 
 impl PageWriter {
@@ -241,7 +247,13 @@ impl PageWriter {
         let layout = mapping.layout();
         layout.fence_tick_ns.store(limits.fence_tick_ns, Ordering::SeqCst);
         layout.open_global_durable_min_len.store(limits.open_global_durable_min_len, Ordering::SeqCst);
-        Ok(Self { mapping, ids: KeyBits::default(), files: KeyBits::default(), leases: KeyBits::default() })
+        Ok(Self {
+            mapping,
+            ids: KeyBits::default(),
+            files: KeyBits::default(),
+            leases: KeyBits::default(),
+            elsewhere: KeyBits::default(),
+        })
     }
 
     /// Makes a new page under a name of its own and then gives it its name, so that nobody maps half a page
@@ -350,15 +362,35 @@ impl PageWriter {
         self.leases.remove(&self.mapping.layout().leases, lease, key_bit(lease));
     }
 
+    /// Says that another node may have the open with this persistent id, or has had it: where the databases are those
+    /// of a ctdb cluster, its record is asked about before it is looked at ([`PageReader::must_look`]).
+    pub fn set_elsewhere(&mut self, persistent_id: u32) {
+        self.elsewhere.insert(&self.mapping.layout().elsewhere, persistent_id, id_bit(persistent_id));
+    }
+
+    /// Says that the open with this persistent id is this node's, or nobody's any more.
+    pub fn clear_elsewhere(&mut self, persistent_id: u32) {
+        self.elsewhere.remove(&self.mapping.layout().elsewhere, &persistent_id, id_bit(persistent_id));
+    }
+
+    /// Says whether this node may have missed opens that others have. While it may, the record of every open is asked
+    /// about before it is looked at.
+    pub fn set_look_at_all(&mut self, look_at_all: bool) {
+        self.mapping.layout().look_at_all.store(u32::from(look_at_all), Ordering::SeqCst);
+    }
+
     /// Tracks exactly these keys, whatever was tracked before, by this sidecar or by one before it. A key
-    /// that is tracked before and after is tracked all the time.
+    /// that is tracked before and after is tracked all the time. `elsewhere` are those of the ids that
+    /// [`Self::set_elsewhere`] is about.
     pub fn replace_all(
         &mut self,
         ids: impl IntoIterator<Item = u32>,
         files: impl IntoIterator<Item = Vec<u8>>,
         leases: impl IntoIterator<Item = Vec<u8>>,
+        elsewhere: impl IntoIterator<Item = u32>,
     ) {
         let layout = self.mapping.layout();
+        self.elsewhere.replace(&layout.elsewhere, elsewhere.into_iter().map(|id| (id_bit(id), id)));
         self.ids.replace(&layout.ids, ids.into_iter().map(|id| (id_bit(id), id)));
         self.files.replace(&layout.files, files.into_iter().map(|file| (key_bit(&file), file)));
         self.leases.replace(&layout.leases, leases.into_iter().map(|lease| (key_bit(&lease), lease)));
@@ -491,6 +523,13 @@ impl PageReader {
     /// Whether this persistent id may be tracked. False for sure means it is not.
     pub fn may_track_id(&self, persistent_id: u32) -> bool {
         is_set(&self.mapping.layout().ids, id_bit(persistent_id))
+    }
+
+    /// Whether another node may have the open with this persistent id, or has had it. False for sure means it is this
+    /// node's, or nobody's.
+    pub fn must_look(&self, persistent_id: u32) -> bool {
+        let layout = self.mapping.layout();
+        is_set(&layout.elsewhere, id_bit(persistent_id)) || layout.look_at_all.load(Ordering::SeqCst) != 0
     }
 
     /// Whether this file id may be tracked. False for sure means it is not.
@@ -715,11 +754,33 @@ mod tests {
         assert_eq!(reader.serving_until(&[9; 16]), Some(1234));
         assert!(reader.may_track_id(1) && reader.may_track_file(b"stale"));
 
-        writer.replace_all([2, 3], [], [b"kept".to_vec()]);
+        writer.replace_all([2, 3], [], [b"kept".to_vec()], []);
         assert!(!reader.may_track_id(1) && reader.may_track_id(2) && reader.may_track_id(3));
         assert!(!reader.may_track_file(b"stale") && reader.may_track_lease(b"kept"));
         writer.clear_id(2);
         assert!(!reader.may_track_id(2));
+    }
+
+    #[test]
+    fn the_opens_of_others_are_looked_at_and_all_opens_when_some_may_be_missed() {
+        let dir = TestDir::new();
+        let mut writer = dir.writer();
+        let reader = dir.reader();
+        writer.set_id(5);
+        assert!(!reader.must_look(5), "this node's own");
+        writer.set_elsewhere(5);
+        assert!(reader.must_look(5) && !reader.must_look(6));
+        writer.clear_elsewhere(5);
+        assert!(!reader.must_look(5) && reader.may_track_id(5));
+
+        writer.set_elsewhere(5);
+        writer.replace_all([5, 6, 7], [], [], [6]);
+        assert!(!reader.must_look(5) && reader.must_look(6) && !reader.must_look(7));
+
+        writer.set_look_at_all(true);
+        assert!(reader.must_look(7) && reader.must_look(4711));
+        writer.set_look_at_all(false);
+        assert!(reader.must_look(6) && !reader.must_look(7));
     }
 
     #[test]

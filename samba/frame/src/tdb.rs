@@ -34,8 +34,8 @@ impl Database {
         }
     }
 
-    /// The database whose file has this name, if it is one of ours. A clustered Samba appends `.` and its
-    /// node number; such a name is not recognised, because its values carry a header that nobody here strips.
+    /// The database whose file has this name in Samba's `lock directory`, if it is one of ours. For the files of a
+    /// clustered Samba see [`DatabaseFile`].
     pub fn from_file_name(file_name: &[u8]) -> Option<Self> {
         Self::ALL.into_iter().find(|database| database.file_name().as_bytes() == file_name)
     }
@@ -49,6 +49,40 @@ impl Database {
 impl std::fmt::Display for Database {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.file_name())
+    }
+}
+
+/// A file of one of the databases, as its name tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DatabaseFile {
+    /// Which database.
+    pub database: Database,
+    /// Whether it is ctdb's: then it is called `NAME.tdb.N`, where N is the number of the ctdb node, and every value in it
+    /// begins with [`CTDB_HEADER_LEN`] bytes of ctdb's own.
+    pub is_clustered: bool,
+}
+
+/// What ctdb puts in front of every value: which node has the record, and how often it has moved. A value of nothing else
+/// stands for a record that is not there.
+pub const CTDB_HEADER_LEN: usize = 24;
+
+impl DatabaseFile {
+    /// The database whose file has this name, if it is one of ours.
+    pub fn from_name(file_name: &[u8]) -> Option<Self> {
+        if let Some(database) = Database::from_file_name(file_name) {
+            return Some(Self { database, is_clustered: false });
+        }
+        let dot = file_name.iter().rposition(|byte| *byte == b'.')?;
+        let (name, number) = (file_name.get(..dot)?, file_name.get(dot + 1..)?);
+        if number.is_empty() || !number.iter().all(u8::is_ascii_digit) {
+            return None;
+        }
+        Some(Self { database: Database::from_file_name(name)?, is_clustered: true })
+    }
+
+    /// How many bytes of every value are not Samba's.
+    pub fn header_len(self) -> usize {
+        if self.is_clustered { CTDB_HEADER_LEN } else { 0 }
     }
 }
 
@@ -103,5 +137,29 @@ impl TdbError {
     /// The error with this number, which is libtdb's own and the one on the wire.
     pub fn from_wire(number: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|error| *error as u8 == number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_known_by_its_name_and_by_whether_ctdb_has_numbered_it() {
+        for database in Database::ALL {
+            let name = database.file_name();
+            let file = |name: &str| DatabaseFile::from_name(name.as_bytes());
+            assert_eq!(file(name), Some(DatabaseFile { database, is_clustered: false }));
+            for number in ["0", "2", "31", "4294967295"] {
+                let clustered = Some(DatabaseFile { database, is_clustered: true });
+                assert_eq!(file(&format!("{name}.{number}")), clustered, "{number}");
+            }
+            for other in [".", ".x", ".1x", ".-1", "0", ".0.", ".0.1", ".bak"] {
+                assert_eq!(file(&format!("{name}{other}")), None, "{other}");
+            }
+        }
+        for other in ["", ".", ".0", "locking", "notify.tdb.0"] {
+            assert_eq!(DatabaseFile::from_name(other.as_bytes()), None, "{other:?}");
+        }
     }
 }

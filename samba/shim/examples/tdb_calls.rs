@@ -11,6 +11,8 @@
 //! delete NAME KEY        -> ok | error CODE
 //! fetch NAME KEY         -> VALUE | -
 //! parse NAME KEY         -> VALUE | -
+//! lock NAME KEY          -> ok | error CODE
+//! unlock NAME KEY        -> ok | error CODE
 //! pid                    -> PID
 //! fork                   -> PID of the child, which reads the following lines
 //! printenv VARIABLE      -> what a program executed from here sees | -
@@ -48,7 +50,8 @@ type OpenEx = unsafe extern "C" fn(
 ) -> *mut c_void;
 type Store = unsafe extern "C" fn(*mut c_void, Data, Data, c_int) -> c_int;
 type Storev = unsafe extern "C" fn(*mut c_void, Data, *const Data, c_int, c_int) -> c_int;
-type Delete = unsafe extern "C" fn(*mut c_void, Data) -> c_int;
+/// `tdb_delete`, `tdb_chainlock`, `tdb_chainunlock`.
+type OfKey = unsafe extern "C" fn(*mut c_void, Data) -> c_int;
 type Error = unsafe extern "C" fn(*mut c_void) -> c_int;
 type Fetch = unsafe extern "C" fn(*mut c_void, Data) -> Data;
 type ParseRecord = unsafe extern "C" fn(*mut c_void, Data, Parser, *mut c_void) -> c_int;
@@ -97,10 +100,15 @@ fn call(databases: &mut HashMap<String, *mut c_void>, words: &[&str]) -> Option<
             let result = unsafe { storev(database(name)?, data(&key), pieces.as_ptr(), count, TDB_REPLACE) };
             result_of(result, database(name)?)
         }
-        ["delete", name, key] => {
+        [verb @ ("delete" | "lock" | "unlock"), name, key] => {
             let key = from_hex(key)?;
+            let function = symbol::<OfKey>(match *verb {
+                "delete" => c"tdb_delete",
+                "lock" => c"tdb_chainlock",
+                _ => c"tdb_chainunlock",
+            })?;
             // SAFETY: as above.
-            let result = unsafe { symbol::<Delete>(c"tdb_delete")?(database(name)?, data(&key)) };
+            let result = unsafe { function(database(name)?, data(&key)) };
             result_of(result, database(name)?)
         }
         ["fetch", name, key] => {

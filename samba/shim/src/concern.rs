@@ -2,7 +2,7 @@
 //! call of `smbd`: a few memory loads, no system call.
 
 use frame::page::IN_USE_RECORD_MAX;
-use frame::{Database, PageReader};
+use frame::{Database, DatabaseFile, PageReader};
 
 /// What is about to happen to a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +36,16 @@ pub(crate) fn must_ask(page: Option<&PageReader>, database: Database, key: &[u8]
         // The gate: whether this node may serve the share at all, and when it stops to.
         Database::TconGlobal => true,
     }
+}
+
+/// Whether the sidecar has to be asked before the lock of this record is taken to look at it: in a ctdb cluster, where
+/// the record is that of an open that another node may have had. Who reclaims an open begins with that.
+///
+/// Without a page nobody has been admitted yet who could want an open back.
+pub(crate) fn must_look(page: Option<&PageReader>, file: DatabaseFile, key: &[u8]) -> bool {
+    file.is_clustered
+        && file.database == Database::OpenGlobal
+        && page.is_some_and(|page| global_id(key).is_some_and(|id| page.must_look(id)))
 }
 
 /// The record to show Samba's allocator of persistent ids for a key that has none here, if this node must not
@@ -145,6 +155,28 @@ mod tests {
         let pages = Pages::new();
         assert!(pages.asks(Database::TconGlobal, &[0; 4], STORE));
         assert!(pages.asks(Database::TconGlobal, &[0; 4], Change::Delete));
+    }
+
+    #[test]
+    fn only_opens_of_a_ctdb_cluster_that_others_may_have_are_asked_about_before_a_look() {
+        let mut pages = Pages::new();
+        let file = |database, is_clustered| DatabaseFile { database, is_clustered };
+        let clustered = file(Database::OpenGlobal, true);
+        let key = 77_u32.to_be_bytes();
+        let looks = |pages: &Pages, file, key: &[u8]| must_look(Some(&pages.reader), file, key);
+        assert!(!looks(&pages, clustered, &key));
+        pages.writer.set_id(77);
+        assert!(!looks(&pages, clustered, &key), "this node's own");
+        pages.writer.set_elsewhere(77);
+        assert!(looks(&pages, clustered, &key));
+        assert!(!looks(&pages, clustered, &78_u32.to_be_bytes()));
+
+        pages.writer.set_look_at_all(true);
+        assert!(looks(&pages, clustered, &78_u32.to_be_bytes()));
+        assert!(!looks(&pages, clustered, &[0; 32]), "a replay cache entry");
+        assert!(!looks(&pages, file(Database::OpenGlobal, false), &key), "not clustered");
+        assert!(!looks(&pages, file(Database::Locking, true), &key), "not an open");
+        assert!(!must_look(None, clustered, &key), "nobody was admitted yet");
     }
 
     #[test]

@@ -6,12 +6,12 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 
 use frame::page::IN_USE_RECORD_MAX;
-use frame::{Database, Request, TdbError};
+use frame::{Database, DatabaseFile, Request, TdbError};
 
 use crate::concern::{self, Change};
 use crate::libtdb::{self, Context, Data, Parser};
 use crate::sidecar::{self, Verdict};
-use crate::{databases, fence, process};
+use crate::{chain_locks, databases, fence, process};
 
 /// Remembers which database was opened. The first of the five makes this process part of an instance.
 ///
@@ -39,10 +39,10 @@ unsafe extern "C" fn tdb_open_ex(
         // SAFETY: libtdb has just opened a file of this name, so it is a C string.
         let path = unsafe { CStr::from_ptr(name) }.to_bytes();
         let file_name = path.rsplit(|byte| *byte == b'/').next().unwrap_or(path);
-        if let Some(database) = Database::from_file_name(file_name)
+        if let Some(file) = DatabaseFile::from_name(file_name)
             && process::join()
         {
-            databases::remember(database, context);
+            databases::remember(file, context);
         }
     });
     context
@@ -114,6 +114,40 @@ unsafe extern "C" fn tdb_delete(tdb: *mut Context, key: Data) -> c_int {
     }
     // SAFETY: passed through.
     unsafe { libtdb::tdb_delete(tdb, key) }
+}
+
+/// Asks first, where the lock is that of a record which this node must not look at yet.
+///
+/// # Safety
+///
+/// As for libtdb's function.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn tdb_chainlock(tdb: *mut Context, key: Data) -> c_int {
+    // SAFETY: the key is readable during the call.
+    if unsafe { refuses_look(tdb, key) } {
+        return -1;
+    }
+    // SAFETY: passed through.
+    let result = unsafe { libtdb::tdb_chainlock(tdb, key) };
+    if result == 0 {
+        chain_locks::taken();
+    }
+    result
+}
+
+/// Remembers that a lock is held no more.
+///
+/// # Safety
+///
+/// As for libtdb's function.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn tdb_chainunlock(tdb: *mut Context, key: Data) -> c_int {
+    // SAFETY: passed through.
+    let result = unsafe { libtdb::tdb_chainunlock(tdb, key) };
+    if result == 0 {
+        chain_locks::released();
+    }
+    result
 }
 
 /// Says why the last call was refused, if it was refused here; libtdb knows nothing of it.
@@ -214,21 +248,32 @@ unsafe extern "C" fn call_watched(key: Data, data: Data, watched: *mut c_void) -
     unsafe { (watched.parser)(key, data, watched.private_data) }
 }
 
-/// Whether a store must not be made, after asking if it concerns the cluster.
+/// Whether a store must not be made, after asking if it concerns the cluster. What ctdb puts before the value is left out,
+/// and a value of that alone deletes the record.
 ///
 /// # Safety
 ///
 /// Key and pieces are readable.
 unsafe fn refuses_store(tdb: *mut Context, key: Data, pieces: &[Data]) -> bool {
-    let Some(database) = databases::database_of(tdb) else { return false };
+    let Some(file) = databases::file_of(tdb) else { return false };
+    let (database, header_len) = (file.database, file.header_len());
+    let stored_len = pieces.iter().fold(0, |length: usize, piece| length.saturating_add(piece.dsize));
+    let value_len = stored_len.saturating_sub(header_len);
+    if file.is_clustered && value_len == 0 {
+        // SAFETY: promised by the caller.
+        return unsafe { refuses_delete(tdb, key) };
+    }
     // SAFETY: promised by the caller.
     let key = unsafe { key.as_slice() };
-    let value_len = pieces.iter().fold(0, |length: usize, piece| length.saturating_add(piece.dsize));
     refuses(database, key, Change::Store { value_len }, |key| {
         let mut value = copied(value_len)?;
+        let mut left_out = header_len;
         for piece in pieces {
             // SAFETY: promised by the caller.
-            value.extend_from_slice(unsafe { piece.as_slice() });
+            let bytes = unsafe { piece.as_slice() };
+            let skipped = left_out.min(bytes.len());
+            left_out -= skipped;
+            value.extend_from_slice(bytes.get(skipped..).unwrap_or_default());
         }
         Some(Request::Store { database, key, value })
     })
@@ -246,6 +291,32 @@ unsafe fn refuses_delete(tdb: *mut Context, key: Data) -> bool {
     refuses(database, key, Change::Delete, |key| Some(Request::Delete { database, key }))
 }
 
+/// Whether a record must not be looked at, after asking if it concerns the cluster. Not asked under a lock: the answer may
+/// take what another process does that waits for the lock.
+///
+/// # Safety
+///
+/// The key is readable.
+unsafe fn refuses_look(tdb: *mut Context, key: Data) -> bool {
+    let Some(file) = databases::file_of(tdb) else { return false };
+    databases::set_refused(file.database, None);
+    // SAFETY: promised by the caller.
+    let key = unsafe { key.as_slice() };
+    if !concern::must_look(fence::page(), file, key) || chain_locks::any() {
+        return false;
+    }
+    keeping_errno(|| {
+        let database = file.database;
+        let error = match ask(key, |key| Some(Request::Look { database, key })) {
+            Verdict::Proceed => return false,
+            Verdict::NoAnswer => TdbError::Io,
+            Verdict::Refuse(error) => error,
+        };
+        databases::set_refused(database, Some(error));
+        true
+    })
+}
+
 fn refuses(
     database: Database,
     key: &[u8],
@@ -257,15 +328,7 @@ fn refuses(
         return false;
     }
     keeping_errno(|| {
-        let request = copied(key.len()).and_then(|mut copy| {
-            copy.extend_from_slice(key);
-            request(copy)
-        });
-        let verdict = match request {
-            Some(request) => sidecar::ask(&request),
-            None => Verdict::Refuse(TdbError::Oom),
-        };
-        let error = match (verdict, database, change) {
+        let error = match (ask(key, request), database, change) {
             (Verdict::Proceed, _, _) => return false,
             // A tree connect that nobody admitted may go without anybody's consent; where that fails, `smbd`
             // ends the connection instead of telling its client why.
@@ -276,6 +339,18 @@ fn refuses(
         databases::set_refused(database, Some(error));
         true
     })
+}
+
+/// Asks what `request` makes of a copy of the key.
+fn ask(key: &[u8], request: impl FnOnce(Vec<u8>) -> Option<Request>) -> Verdict {
+    let request = copied(key.len()).and_then(|mut copy| {
+        copy.extend_from_slice(key);
+        request(copy)
+    });
+    match request {
+        Some(request) => sidecar::ask(&request),
+        None => Verdict::Refuse(TdbError::Oom),
+    }
 }
 
 /// Room for a copy, unless it can never be sent or there is no memory.

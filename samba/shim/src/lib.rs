@@ -18,6 +18,7 @@
 //! | `interpose` | the exported functions; the only place that libtdb's callers see |
 //! | `libtdb` | the real functions, and libtdb's types |
 //! | `databases` | which `TDB_CONTEXT` is which database, and what was refused last |
+//! | `chain_locks` | how many locks this process holds |
 //! | `concern` | which calls concern the cluster: a pure function of the page |
 //! | `process` | one start of `smbd` and the processes forked from it |
 //! | `sidecar` | the connection: hello, ask, wait, reconnect, ask again |
@@ -25,7 +26,7 @@
 //!
 //! # What it does not do
 //!
-//! It knows no record layout, keeps no record, starts no thread, prints nothing and links nothing but libc.
+//! It knows no record layout but the length of what ctdb puts before a value, keeps no record, starts no thread, prints nothing and links nothing but libc.
 //! It does not watch `tdb_append`, `tdb_wipe_all` and transactions: Samba uses none of them on these
 //! databases.
 //!
@@ -37,8 +38,10 @@
 //! - A process that ever was bound to a lease never outlives it: the kernel holds the timer.
 //! - A forked child never uses its parent's connection or timers.
 //! - The wait happens under a record's chain lock. So the sidecar must answer each process independently of
-//!   all others, and never need a chain lock to answer.
+//!   all others, and never need a chain lock to answer. Only a look ([`frame::Request::Look`]) may take longer; it is
+//!   asked by a process that holds no lock, and not at all by one that does.
 
+mod chain_locks;
 mod concern;
 mod databases;
 mod fence;

@@ -129,6 +129,8 @@ real! {
         tdb: *mut Context, key: Data, parser: Parser, private_data: *mut c_void
     ) -> c_int, else -1;
     fn tdb_fetch(tdb: *mut Context, key: Data) -> Data, else Data::NULL;
+    fn tdb_chainlock(tdb: *mut Context, key: Data) -> c_int, else -1;
+    fn tdb_chainunlock(tdb: *mut Context, key: Data) -> c_int, else -1;
 }
 
 /// Fetches a record, past the interposed functions: what is really stored.

@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::syslog::Trouble;
-use crate::{fence, sidecar};
+use crate::{chain_locks, fence, sidecar};
 
 /// What every process of this start of `smbd` knows.
 pub(crate) struct Process {
@@ -66,6 +66,7 @@ pub(crate) fn join() -> bool {
 /// What every process of an instance does once: the first when it becomes one, the others right after fork,
 /// when descriptors are the parent's and timers are gone.
 extern "C" fn begin() {
+    chain_locks::begin();
     sidecar::begin();
     fence::begin();
 }

@@ -361,12 +361,22 @@ fn records_of(keys: Vec<RecordKey>) -> Result<Vec<Record>, TdbError> {
     for RecordKey { database, key } in keys {
         let value = match databases::context_of(database) {
             // SAFETY: the table holds open contexts only.
-            Some(context) => unsafe { libtdb::fetch(context, &key) }?,
+            Some((context, file)) => unsafe { libtdb::fetch(context, &key) }?
+                .and_then(|value| samba_value(value, file.header_len())),
             None => None,
         };
         records.push(Record { database, key, value });
     }
     Ok(records)
+}
+
+/// A stored value without ctdb's part of it. A value of that alone stands for a record that is not there.
+fn samba_value(mut value: Vec<u8>, header_len: usize) -> Option<Vec<u8>> {
+    if header_len == 0 {
+        return Some(value);
+    }
+    value.drain(..header_len.min(value.len()));
+    (!value.is_empty()).then_some(value)
 }
 
 /// Device and inode of an open file.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use frame::frame::HEADER_LEN;
 use frame::{Database, NodeSlot, Record, RecordKey, Reply, Request, TdbError};
-use support::{FENCE_TICK, Program, Rig, store};
+use support::{CTDB_HEADER, FENCE_TICK, Program, Rig, clustered, store};
 
 /// A lease that no test outlives by accident.
 const LONG: Duration = Duration::from_secs(60);
@@ -431,6 +431,127 @@ fn needed_records_are_the_real_ones() {
     asked.connection.reply(asked.request_id, Reply::Need { keys });
     let records = vec![Record { database: OPEN, key, value: None }];
     assert_eq!(rig.sidecar.next().request, Request::Records { records });
+}
+
+#[test]
+fn what_ctdb_puts_before_a_value_is_not_sent() {
+    let mut rig = rig!();
+    let (mut program, _connection) = rig.bound_clustered_program(LONG);
+    let (leases, key) = (clustered(Database::Leases), "11".repeat(32));
+    rig.sidecar.page.set_lease(&[0x11; 32]);
+    let (header_begins, header_ends) = CTDB_HEADER.split_at(14);
+    for pieces in [
+        format!("{CTDB_HEADER} aabbcc"),
+        format!("{CTDB_HEADER}aa bbcc"),
+        format!("- {header_begins} {header_ends}aa bb - cc"),
+    ] {
+        program.begin(&format!("storev {leases} {key} {pieces}"));
+        let asked = rig.sidecar.next();
+        let value = vec![0xaa, 0xbb, 0xcc];
+        let expected = Request::Store { database: Database::Leases, key: vec![0x11; 32], value };
+        assert_eq!(asked.request, expected, "{pieces}");
+        asked.connection.reply(asked.request_id, Reply::Proceed);
+        assert_eq!(program.answer(), "ok");
+        assert_eq!(program.call(&format!("fetch {leases} {key}")), format!("{CTDB_HEADER}aabbcc"));
+    }
+}
+
+#[test]
+fn a_value_of_nothing_but_what_ctdb_puts_there_is_a_delete() {
+    let mut rig = rig!();
+    let (mut program, _connection) = rig.bound_clustered_program(LONG);
+    let open = clustered(OPEN);
+    rig.sidecar.page.set_id(5);
+    for pieces in [CTDB_HEADER.to_owned(), format!("{CTDB_HEADER} -"), "-".to_owned()] {
+        program.begin(&format!("storev {open} 00000005 {pieces}"));
+        let asked = rig.sidecar.next();
+        assert_eq!(asked.request, Request::Delete { database: OPEN, key: vec![0, 0, 0, 5] }, "{pieces}");
+        asked.connection.reply(asked.request_id, Reply::Proceed);
+        assert_eq!(program.answer(), "ok");
+    }
+}
+
+#[test]
+fn the_length_of_an_open_counts_without_what_ctdb_puts_before_it() {
+    let mut rig = rig!();
+    let (mut program, _connection) = rig.bound_clustered_program(LONG);
+    let store = |length| format!("store {} 00000006 {CTDB_HEADER}{}", clustered(OPEN), "cc".repeat(length));
+    assert_eq!(program.call(&store(support::DURABLE_LEN as usize - 1)), "ok");
+    assert_eq!(rig.sidecar.proceed(&mut program, &store(support::DURABLE_LEN as usize)), "ok");
+}
+
+#[test]
+fn needed_records_come_without_what_ctdb_puts_before_them() {
+    let mut rig = rig!();
+    let (mut program, _connection) = rig.bound_clustered_program(LONG);
+    let open = clustered(OPEN);
+    assert_eq!(program.call(&format!("store {open} 00000001 {CTDB_HEADER}dd")), "ok");
+    assert_eq!(program.call(&format!("store {open} 00000002 {CTDB_HEADER}")), "ok");
+    program.begin(&format!("store {} 00000002 {CTDB_HEADER}bb", clustered(TCON)));
+    let asked = rig.sidecar.next();
+    let key = |id: u8| RecordKey { database: OPEN, key: vec![0, 0, 0, id] };
+    asked.connection.reply(asked.request_id, Reply::Need { keys: vec![key(1), key(2), key(3)] });
+    let record = |id: u8, value| Record { database: OPEN, key: vec![0, 0, 0, id], value };
+    let records = vec![record(1, Some(vec![0xdd])), record(2, None), record(3, None)];
+    assert_eq!(rig.sidecar.next().request, Request::Records { records });
+}
+
+#[test]
+fn the_record_of_an_open_that_others_may_have_is_locked_only_after_proceed() {
+    let mut rig = rig!();
+    let (mut program, _connection) = rig.bound_clustered_program(LONG);
+    let open = clustered(OPEN);
+    let (lock, unlock) = (format!("lock {open} 00000007"), format!("unlock {open} 00000007"));
+    assert_eq!((program.call(&lock), program.call(&unlock)), ("ok".into(), "ok".into()), "nobody's");
+    rig.sidecar.page.set_id(7);
+    rig.sidecar.page.set_elsewhere(7);
+    let mut observer = Program::start_unprotected();
+    assert_eq!(observer.call(&format!("open {}", rig.path().join(&open).display())), "ok");
+    // Each time anew: what is true before the wait for the lock need not be true after it.
+    for _ in 0..2 {
+        program.begin(&lock);
+        let asked = rig.sidecar.next();
+        assert_eq!(asked.request, Request::Look { database: OPEN, key: vec![0, 0, 0, 7] });
+        assert_eq!((observer.call(&lock), observer.call(&unlock)), ("ok".into(), "ok".into()));
+        asked.connection.reply(asked.request_id, Reply::Proceed);
+        assert_eq!((program.answer(), program.call(&unlock)), ("ok".into(), "ok".into()));
+    }
+    rig.sidecar.page.clear_elsewhere(7);
+    assert_eq!((program.call(&lock), program.call(&unlock)), ("ok".into(), "ok".into()), "its own");
+}
+
+#[test]
+fn a_refused_look_takes_no_lock_and_a_fenced_one_ends_the_process() {
+    let mut rig = rig!();
+    let (mut program, _connection) = rig.bound_clustered_program(LONG);
+    let lock = format!("lock {} 00000007", clustered(OPEN));
+    rig.sidecar.page.set_look_at_all(true);
+    program.begin(&lock);
+    let asked = rig.sidecar.next();
+    asked.connection.reply(asked.request_id, Reply::Refuse { tdb_error: TdbError::Lock });
+    assert_eq!(program.answer(), format!("error {}", TdbError::Lock as u8));
+    // It holds nothing, so it asks again.
+    program.begin(&lock);
+    let asked = rig.sidecar.next();
+    asked.connection.reply(asked.request_id, Reply::Fence);
+    assert_eq!(program.ended_by(), Some(SIGKILL));
+}
+
+#[test]
+fn nobody_looks_under_a_lock() {
+    let mut rig = rig!();
+    let (mut program, _connection) = rig.bound_clustered_program(LONG);
+    let (open, locking) = (clustered(OPEN), clustered(Database::Locking));
+    rig.sidecar.page.set_elsewhere(7);
+    assert_eq!(program.call(&format!("lock {locking} {FILE_ID}")), "ok");
+    assert_eq!(program.call(&format!("lock {open} 00000007")), "ok", "not asked");
+    assert_eq!(program.call(&format!("unlock {open} 00000007")), "ok");
+    assert_eq!(program.call(&format!("unlock {locking} {FILE_ID}")), "ok");
+    program.begin(&format!("lock {open} 00000007"));
+    let asked = rig.sidecar.next();
+    assert!(matches!(asked.request, Request::Look { .. }), "{:?}", asked.request);
+    asked.connection.reply(asked.request_id, Reply::Proceed);
+    assert_eq!(program.answer(), "ok");
 }
 
 #[test]

@@ -54,6 +54,19 @@ impl Rig {
         observer
     }
 
+    /// A program under the shim as of a clustered Samba, whose instance may serve for `lease`, and its connection.
+    pub(crate) fn bound_clustered_program(&mut self, lease: Duration) -> (Program, Connection) {
+        let mut program = Program::start(self.path());
+        for database in Database::ALL {
+            let path = self.path().join(clustered(database));
+            assert_eq!(program.call(&format!("open {}", path.display())), "ok");
+        }
+        let connection = self.sidecar.bind(lease);
+        let tree_connect = format!("store {} 00000001 {CTDB_HEADER}aa", clustered(Database::TconGlobal));
+        assert_eq!(self.sidecar.proceed(&mut program, &tree_connect), "ok");
+        (program, connection)
+    }
+
     /// A program under the shim whose instance may serve for `lease`, and its connection.
     pub(crate) fn bound_program(&mut self, lease: Duration) -> (Program, Connection) {
         let mut program = self.program();
@@ -74,6 +87,14 @@ impl Rig {
             assert_eq!(program.call(&format!("open {}", path.display())), "ok");
         }
     }
+}
+
+/// What ctdb puts before a value; to the shim it is so many bytes.
+pub(crate) const CTDB_HEADER: &str = "0102030405060708090a0b0c0d0e0f101112131415161718";
+
+/// The name of a database's file on a ctdb node.
+pub(crate) fn clustered(database: Database) -> String {
+    format!("{}.1", database.file_name())
 }
 
 /// The line that stores a record.
