@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::Config;
-use crate::{daemon, query, telemetry};
+use crate::{check, daemon, query, telemetry};
 
 /// Keeps the durable handles of SMB clients alive when their file server node dies.
 #[derive(Debug, Parser)]
@@ -51,6 +51,34 @@ enum Verb {
         #[arg(long)]
         follow: bool,
     },
+    /// Looks at the Samba beside this node.
+    #[command(subcommand)]
+    Samba(SambaVerb),
+}
+
+#[derive(Debug, Subcommand)]
+enum SambaVerb {
+    /// Tells whether this node's smbd, smb.conf, identity and shim are right, and what to change. Changes nothing.
+    Check {
+        /// The sidecar's configuration.
+        #[arg(
+            long,
+            value_name = "FILE",
+            env = "HOLDFAST_CONFIG",
+            default_value = "/etc/holdfast/holdfast.toml"
+        )]
+        config: PathBuf,
+        /// The library that smbd is to preload.
+        #[arg(long, value_name = "FILE", default_value = "/usr/lib/holdfast/libholdfast_tdb.so")]
+        shim: PathBuf,
+        /// What this command printed with --output json on another node: what has to be the same is compared. May be given
+        /// once for each node.
+        #[arg(long, value_name = "FILE")]
+        compare: Vec<PathBuf>,
+        /// How to show what was found.
+        #[arg(long, value_enum, default_value_t)]
+        output: Output,
+    },
 }
 
 /// Whom to ask, and how to show the answer.
@@ -87,6 +115,9 @@ pub fn main() -> ExitCode {
             query::handles(&target, query::HandlesFilter { share, node, disconnected })
         }
         Verb::Events { target, after, follow } => query::events(&target, after, follow),
+        Verb::Samba(SambaVerb::Check { config, shim, compare, output }) => {
+            check::samba(&check::Subject { config, shim, compare }, output)
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -142,7 +142,7 @@ pub struct SambaConfig {
     /// The `smbd` itself, to learn its version.
     #[serde(default = "default_smbd")]
     pub smbd: PathBuf,
-    /// Samba's `testparm`, of the same version: it tells what is in `smb_conf`.
+    /// Samba's `testparm`, of the same version: it tells what is in `smb_conf`. Without a directory it is looked for in PATH.
     #[serde(default = "default_testparm")]
     pub testparm: PathBuf,
     /// Shares that Holdfast leaves alone, beside `IPC$`.
@@ -159,7 +159,7 @@ fn default_smbd() -> PathBuf {
 }
 
 fn default_testparm() -> PathBuf {
-    "/usr/bin/testparm".into()
+    "testparm".into()
 }
 
 impl Default for Timing {

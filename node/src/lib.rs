@@ -12,9 +12,10 @@
 //! | [`events`] | the newest events of the cluster, for who listens to this node |
 //! | [`smb`] | the Samba beside this node |
 //! | [`rpc`] | the services for operators, and for SMB servers without a shim |
-//! | [`cli`], [`query`] | the command line |
+//! | [`cli`], [`query`], [`check`] | the command line |
 //! | [`config`], [`telemetry`] | what it is told, and what it tells |
 
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod daemon;

@@ -187,13 +187,13 @@ fn no_answer(address: &str, status: Status) -> anyhow::Error {
 
 /// Whether somebody reads what is printed.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Reader {
+pub(crate) enum Reader {
     Reads,
     /// It has seen enough, as `head` has at some point, which is no error.
     Gone,
 }
 
-fn print(text: String) -> anyhow::Result<Reader> {
+pub(crate) fn print(text: String) -> anyhow::Result<Reader> {
     use std::io::Write;
     match writeln!(std::io::stdout(), "{}", text.trim_end()) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(Reader::Gone),

@@ -51,6 +51,8 @@ pub struct Share {
     pub name: ShareName,
     /// Its root on this host: what records call the service path.
     pub path: PathBuf,
+    /// Whether Samba's module `fileid` makes the file ids, so that device numbers need not agree between nodes.
+    pub maps_file_ids: bool,
 }
 
 impl SambaConfig {
@@ -68,7 +70,14 @@ impl SambaConfig {
         let mut shares = Vec::new();
         let mut problems = Vec::new();
         for section in dump.shares() {
-            let share = Share { name: ShareName::new(section), path: dump.parameter(section, "path").into() };
+            let share = Share {
+                name: ShareName::new(section),
+                path: dump.parameter(section, "path").into(),
+                maps_file_ids: dump
+                    .parameter(section, "vfs objects")
+                    .split_whitespace()
+                    .any(|name| name == "fileid"),
+            };
             if is_protected(&share.name) {
                 problems.extend(dump.wrong_options(section));
             }

@@ -17,6 +17,7 @@
 //! - [`file_stat`]: the file's metadata as smbd is going to compare them.
 //! - [`tdb`], [`databases`]: the same through libtdb, on the databases of a running smbd.
 //! - [`config`]: whether `smb.conf` allows durable handles.
+//! - [`identity`], [`preload`]: whether all nodes are the same to a client, and whether smbd can load the shim.
 //!
 //! What it does not do: talk to the shim (that is the `frame` crate and `node`), decide what is to be
 //! materialised and when, or watch for smbd's end.
@@ -25,8 +26,10 @@ pub mod allocator;
 pub mod config;
 pub mod databases;
 pub mod file_stat;
+pub mod identity;
 pub mod image;
 pub mod materialise;
+pub mod preload;
 mod process;
 pub mod records;
 pub mod tdb;

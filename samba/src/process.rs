@@ -58,6 +58,22 @@ pub(crate) fn output(
     arguments: &[&OsStr],
     timeout: Duration,
 ) -> Result<String, CommandError> {
+    printed(program, arguments, &[], timeout).map(|printed| printed.stdout)
+}
+
+/// What a program that has ended well has printed.
+pub(crate) struct Printed {
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+/// What `program` prints, with more in its environment. The program is killed when its time is up.
+pub(crate) fn printed(
+    program: &OsStr,
+    arguments: &[&OsStr],
+    environment: &[(&str, &OsStr)],
+    timeout: Duration,
+) -> Result<Printed, CommandError> {
     let command = || {
         let words = std::iter::once(program).chain(arguments.iter().copied());
         words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
@@ -65,6 +81,7 @@ pub(crate) fn output(
     let deadline = Instant::now() + timeout;
     let mut child = Command::new(program)
         .args(arguments)
+        .envs(environment.iter().copied())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -81,11 +98,11 @@ pub(crate) fn output(
             Err(_) => Err(CommandError::Timeout { command: command(), timeout }),
         }
     };
-    let printed = read(stdout).and_then(|stdout| Ok((stdout, read(stderr)?)));
+    let both = read(stdout).and_then(|stdout| Ok((stdout, read(stderr)?)));
     let ended = wait_until(&mut child, deadline);
-    let (stdout, stderr) = printed?;
+    let (stdout, stderr) = both?;
     match ended {
-        Ok(true) => Ok(stdout),
+        Ok(true) => Ok(Printed { stdout, stderr }),
         Ok(false) => Err(CommandError::Failed { command: command(), stderr: stderr.trim().to_owned() }),
         Err(Some(source)) => Err(CommandError::Read { command: command(), source }),
         Err(None) => Err(CommandError::Timeout { command: command(), timeout }),

@@ -12,6 +12,7 @@ mod full_disk;
 mod hostile_frames;
 mod hostile_peers;
 mod samba;
+mod samba_check;
 mod sidecar;
 mod smb_server;
 mod smbd;

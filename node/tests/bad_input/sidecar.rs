@@ -74,7 +74,9 @@ impl Site {
         let mut site = Self::alone();
         let smbd = site.script("smbd", "echo Version 4.17.12-Test");
         // Only what is asked before smbd is served: where the databases are, and which shares there are.
-        site.script("testparm", &format!("case \"$*\" in *lock*) echo {} ;; esac", site.path("").display()));
+        let lock_directory = site.path("");
+        let printed = format!("printf '[global]\\n\\tlock directory = {}\\n'", lock_directory.display());
+        site.script("testparm", &printed);
         site.samba = Some(Samba { smbd, smb_conf: site.path("smb.conf") });
         Some(site)
     }
