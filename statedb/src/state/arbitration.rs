@@ -33,6 +33,12 @@ impl State {
         }
     }
 
+    /// Whether an SMB server has the records of an open that may live in another one: both are of the kind that is coherent
+    /// among itself. What one of them does to those records has been done to the open.
+    pub(super) fn has_records_of(&self, owner: Owner, open: &Open) -> bool {
+        open.arbiter == Arbiter::SmbCluster && self.arbiter_of(owner) == Arbiter::SmbCluster
+    }
+
     /// Refuses an open that a separate SMB server reports, if it contradicts one that another SMB server has.
     pub(super) fn refuse_conflict(
         &mut self,

@@ -83,6 +83,18 @@ impl State {
         }
     }
 
+    /// The open, if `owner` is to be believed about it: if it lives in that SMB server, or in the records that this server
+    /// has together with others.
+    pub(super) fn reported_open(&self, owner: Owner, id: DurableFileId) -> Result<&Open, Rejection> {
+        match self.held_open(owner, id) {
+            Err(Rejection::NotOwner { open, holder }) => {
+                let found = self.opens.get(id).filter(|open| self.has_records_of(owner, open));
+                found.ok_or(Rejection::NotOwner { open, holder })
+            }
+            held => held,
+        }
+    }
+
     /// The open, if a client has it through `owner`; for everybody else its FileId is void.
     pub(super) fn connected_open(&self, owner: Owner, id: DurableFileId) -> Result<&Open, Rejection> {
         self.opens

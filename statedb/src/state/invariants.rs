@@ -490,12 +490,15 @@ fn opens_stay_the_same_open(earlier: &Open, later: &Open, found: &mut Vec<String
     }
 }
 
-/// But where the cluster decides a client may come for its open through another node than the one that keeps it, and
-/// for a persistent one through another than the one that has it.
+/// But where the cluster decides, or SMB servers have their records together, a client may come for its open through
+/// another node than the one that keeps it, and for a persistent one through another than the one that has it.
 fn opens_change_hands_by_way_of_nobody(earlier: &Open, later: &Open, found: &mut Vec<String>) {
     let is_persistent = later.description.durability == Durability::Persistent;
-    let may_be_fetched =
-        is_arbitrated_by_the_cluster(later) && (earlier.connected_through().is_none() || is_persistent);
+    let may_be_fetched = match later.arbiter {
+        Arbiter::Cluster => earlier.connected_through().is_none() || is_persistent,
+        Arbiter::SmbCluster => earlier.connected_through().is_none(),
+        Arbiter::SmbServer => false,
+    };
     if let (Some(from), Some(to)) = (earlier.holder(), later.holder())
         && from != to
         && !may_be_fetched

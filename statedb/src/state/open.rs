@@ -290,7 +290,7 @@ impl State {
     ) -> Result<Outcome, Rejection> {
         let mut updated = Vec::with_capacity(descriptions.len());
         for description in descriptions {
-            let open = self.held_open(owner, description.durable_file_id)?;
+            let open = self.reported_open(owner, description.durable_file_id)?;
             if !open.description.is_same_open(description) {
                 return Err(Rejection::IdentityChanged(description.durable_file_id));
             }
@@ -317,13 +317,15 @@ impl State {
 
     pub(super) fn close(&mut self, owner: Owner, id: DurableFileId) -> Result<Outcome, Rejection> {
         let open = self.opens.get(id).ok_or(Rejection::OpenNotFound(id))?;
-        match open.holder() {
-            Some(holder) if holder == owner => {}
+        let reason = match open.holder() {
+            Some(holder) if holder == owner => None,
             // An orphan is closed by who serves its share: somebody there wanted the file.
-            None if self.serves(owner, &open.description.share) => {}
+            None if self.serves(owner, &open.description.share) => None,
+            // Likewise, and where all have the same records anybody may have met it there.
+            _ if self.has_records_of(owner, open) => Some(CloseReason::Purged),
             holder => return Err(Rejection::NotOwner { open: id, holder }),
-        }
-        self.close_open(id, None);
+        };
+        self.close_open(id, reason);
         Ok(Outcome::Closed)
     }
 

@@ -27,7 +27,14 @@ impl State {
         if open.arbiter == Arbiter::Cluster {
             return Err(Rejection::WrongArbiter);
         }
-        check_reclaimable(open, owner, reclaim, self.now)?;
+        check_reclaimable(open, reclaim, self.now)?;
+        // A client that has left a living node may have its open through another that has the same records.
+        if let Some(keeper) = open.holder()
+            && keeper != owner
+            && !self.has_records_of(owner, open)
+        {
+            return Err(Rejection::NotOwner { open: id, holder: Some(keeper) });
+        }
         self.check_serving_node(owner, &open.description.share)?;
         self.client_is_back(id, owner, None);
         Ok(Outcome::Reclaimed)
@@ -105,26 +112,22 @@ impl State {
 }
 
 /// The checks of MS-SMB2 3.3.5.9.12 that are the cluster's, in its order, then those that are ours.
-fn check_reclaimable(open: &Open, owner: Owner, reclaim: &Reclaim, now: Timestamp) -> Result<(), Rejection> {
+fn check_reclaimable(open: &Open, reclaim: &Reclaim, now: Timestamp) -> Result<(), Rejection> {
     let id = reclaim.durable_file_id;
     // The CreateGuid is compared before the state, so that a stranger who probes DurableFileIds cannot
     // learn which of them are connected.
     if open.description.create_guid != reclaim.create_guid {
         return Err(Rejection::CreateGuidMismatch(id));
     }
-    let keeper = match open.state {
-        OpenState::Connected { owner, .. } => return Err(Rejection::OpenConnected { open: id, owner }),
-        OpenState::Disconnected { keeper, .. } => keeper,
-    };
+    if let Some(owner) = open.connected_through() {
+        return Err(Rejection::OpenConnected { open: id, owner });
+    }
     // Neither of the two is to be had any more, whether or not somebody has committed that yet: its time
     // is up, or it lost its handle caching while its client was away.
     if has_expired(open, now) || !open.description.outlives_its_connection() {
         return Err(Rejection::OpenNotFound(id));
     }
-    match keeper {
-        Some(keeper) if keeper != owner => Err(Rejection::NotOwner { open: id, holder: Some(keeper) }),
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
 /// An open that an SMB server has decided on itself is given back by that, or by one of its kind. The others let any of

@@ -119,6 +119,7 @@ scripts! {
     limits,
     node_down_and_reclaim,
     purge_of_an_orphan,
+    records_in_common,
     restarted_sidecar,
     same_persistent_id,
     serving_node,
