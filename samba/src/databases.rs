@@ -5,31 +5,56 @@
 //! - An orphan's own record is stored last and deleted first: whoever finds it finds all the rest.
 //! - A share-mode entry with a lease is stored after the lease and deleted before it: smbd panics when it meets one
 //!   without.
-//! - Never two chain locks at once, so no order between them can be wrong.
+//! - An orphan is placed only where nobody stands in its way, and what was judged is what is there when it is placed.
+//! - Never two chain locks at once, so no order between them can be wrong; and nothing is asked of anybody under one.
 //! - See [`crate::tdb`] for when the databases may be open at all.
 
-use std::fs;
-use std::io::ErrorKind;
-use std::path::Path;
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use frame::Database;
-use statedb::{DurableFileId, FileKey};
+use statedb::{ClientGuid, DurableFileId, FileKey, LeaseKey, LeaseState};
 use thiserror::Error;
 
+use crate::ctdb::store::ClusterStore;
 use crate::file_stat::{FileStat, StatError};
 use crate::image::OpenImage;
-use crate::materialise::{self, Edit, MaterialiseError, Removed, Traces};
+use crate::materialise::{self, Edit, LocksInTheWay, MaterialiseError, Removed, Traces};
+pub use crate::record_store::StoreError;
+use crate::record_store::{PlainStore, RecordStore, Table};
 use crate::records::{
     BrlockEntry, Holder, LeaseRecord, LockingRecord, NtTime, OpenGlobal, RecordError, ServerId, file_key,
     lease_record_key, open_global_key,
 };
-use crate::tdb::{ChangeCount, LibtdbError, RawRecord, Tdb, TdbFile};
+use crate::tdb::{RawRecord, Tdb};
 use crate::version::Layout;
 
 /// How often a share-mode record that a process is changing is looked at again.
 const LOCKED_POLL: Duration = Duration::from_millis(2);
+
+/// How many orphans are gathered at a time. More would be here for longer than a cluster whose nodes all use them
+/// leaves them here; fewer would wait for the other nodes more often.
+const GATHERED_AT_ONCE: usize = 64;
+
+/// The length of an open's key: [`open_global_key`].
+const OPEN_GLOBAL_KEY_LEN: usize = 4;
+
+/// Where the databases of an smbd are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Location {
+    /// In files that only this smbd uses.
+    Plain {
+        /// Samba's `lock directory`.
+        lock_directory: PathBuf,
+    },
+    /// In a CTDB cluster (`clustering = yes`).
+    Clustered {
+        /// Samba's `ctdbd socket`.
+        socket: PathBuf,
+    },
+}
 
 /// A disconnected open that nobody keeps.
 #[derive(Clone, Copy, Debug)]
@@ -43,49 +68,55 @@ pub struct Orphan<'a> {
 /// The databases of one running smbd that opens live in.
 pub struct LocalDatabases {
     layout: Layout,
-    open_global: TdbFile,
-    locking: TdbFile,
-    leases: TdbFile,
-    brlock: TdbFile,
+    store: Box<dyn RecordStore>,
     /// How long any single record may be waited for.
     lock_timeout: Duration,
+    /// Which of the processes that records name still ran when they were asked for.
+    alive: HashMap<ServerId, bool>,
+}
+
+/// The records that a file's opens share, as they were when an orphan's case was judged.
+struct Shared {
+    locking: Option<Vec<u8>>,
+    brlock: Option<Vec<u8>>,
 }
 
 impl LocalDatabases {
-    /// Opens the databases in Samba's `lock directory`. Fails if no smbd has them open.
+    /// Opens the databases. Fails if no smbd, or in a cluster no ctdbd, has them open.
     ///
-    /// No wait for a record will be longer than `lock_timeout`. Blocks, so keep it away from whatever answers the
-    /// shim: smbd may hold a record's lock while it waits for that answer.
+    /// No wait for a record will be longer than `lock_timeout`; in a cluster it includes the wait for the end of a
+    /// recovery. Blocks, so keep it away from whatever answers the shim: smbd may hold a record's lock while it waits
+    /// for that answer.
     pub fn open(
         libtdb: &Tdb,
-        lock_directory: &Path,
+        location: &Location,
         layout: Layout,
         lock_timeout: Duration,
-    ) -> Result<Self, LibtdbError> {
-        let open = |database: Database, change_count| {
-            TdbFile::open(libtdb, &lock_directory.join(database.file_name()), change_count)
+    ) -> Result<Self, StoreError> {
+        let store: Box<dyn RecordStore> = match location {
+            Location::Plain { lock_directory } => {
+                Box::new(PlainStore::open(libtdb, lock_directory, lock_timeout)?)
+            }
+            Location::Clustered { socket } => Box::new(ClusterStore::open(libtdb, socket, lock_timeout)?),
         };
-        Ok(Self {
-            layout,
-            open_global: open(Database::OpenGlobal, ChangeCount::None)?,
-            locking: open(Database::Locking, ChangeCount::SequenceNumber)?,
-            leases: open(Database::Leases, ChangeCount::SequenceNumber)?,
-            brlock: open(Database::Brlock, ChangeCount::SequenceNumber)?,
-            lock_timeout,
-        })
+        Ok(Self { layout, store, lock_timeout, alive: HashMap::new() })
     }
 
-    /// The record of an open as it is here now.
+    /// The record of an open as it is now, here or in the cluster.
     pub fn open_global(&mut self, id: DurableFileId) -> Result<Option<OpenGlobal>, PlaceError> {
-        let value = self.open_global.fetch(&open_global_key(id))?;
+        let value = self.store.fetch(Table::OpenGlobal, &open_global_key(id))?;
         Ok(value.map(|value| OpenGlobal::decode(self.layout, &value)).transpose()?)
     }
 
-    /// The durable opens here whose clients are away: those that were placed, and those that this smbd has
-    /// disconnected itself.
+    /// The durable opens whose clients are away: those that were placed, and those that smbd has disconnected itself.
+    /// In a cluster only those that this node used last.
     pub fn disconnected_opens(&mut self) -> Result<Vec<OpenGlobal>, PlaceError> {
         let mut opens = Vec::new();
-        for RawRecord { value, .. } in self.open_global.records()? {
+        for RawRecord { key, value } in self.store.records(Table::OpenGlobal)? {
+            // Under longer keys some versions keep what replays of a CREATE are recognised by.
+            if key.len() != OPEN_GLOBAL_KEY_LEN {
+                continue;
+            }
             let open = OpenGlobal::decode(self.layout, &value)?;
             if open.durable && open.holder() == Holder::Disconnected {
                 opens.push(open);
@@ -94,37 +125,54 @@ impl LocalDatabases {
         Ok(opens)
     }
 
-    /// Places orphans, so that this smbd can give them back to their clients. One result for each, in order.
+    /// Places orphans, so that smbd can give them back to their clients. One result for each, in order.
     ///
-    /// Placing one that is placed already changes nothing. What a dead process of this smbd has left of one is
-    /// replaced. One that fails leaves nothing behind.
+    /// Placing one that is placed already changes nothing. What a dead process has left of one is replaced. One that
+    /// fails leaves nothing behind. Once the cluster cannot be reached the rest are not tried.
     pub fn materialise(&mut self, orphans: &[Orphan<'_>]) -> Vec<Result<(), PlaceError>> {
-        orphans.iter().map(|orphan| self.place(orphan)).collect()
+        let mut results = Vec::with_capacity(orphans.len());
+        for orphans in orphans.chunks(GATHERED_AT_ONCE) {
+            let records: Vec<_> = orphans.iter().flat_map(|orphan| records_of(orphan.image)).collect();
+            let mut gathered = self.store.gather(&records);
+            for orphan in orphans {
+                let is_cut_off = matches!(
+                    results.last(),
+                    Some(Err(PlaceError::Store(StoreError::Ctdb(_)) | PlaceError::NotTried))
+                );
+                results.push(match std::mem::replace(&mut gathered, Ok(())) {
+                    _ if is_cut_off => Err(PlaceError::NotTried),
+                    Err(error) => Err(error.into()),
+                    Ok(()) => self.place(orphan),
+                });
+            }
+        }
+        results
     }
 
     fn place(&mut self, orphan: &Orphan<'_>) -> Result<(), PlaceError> {
+        // Who has died stays dead. Who lived may have died since.
+        self.alive.retain(|_, alive| !*alive);
         let image = orphan.image;
-        let id = image.durable_file_id();
+        let (layout, id) = (self.layout, image.durable_file_id());
         let disconnected_at = NtTime::from(orphan.disconnected_at);
         let stat = FileStat::read(image.cookie(), image.path())
             .map_err(|source| PlaceError::File { id, source })?
-            .to_cookie(self.layout, &image.cookie().stat);
+            .to_cookie(layout, &image.cookie().stat);
+        let place_own = |local: Option<&OpenGlobal>, is_alive: IsAlive<'_>| {
+            materialise::place_open_global(local, image, disconnected_at, &stat, is_alive)
+        };
         let local = self.open_global(id)?;
         // A conflict is looked for before anything is stored, and again when the record's lock is held. What is
         // there is left alone altogether: if smbd has given the open up for somebody, its entry must stay away.
-        if materialise::place_open_global(local.as_ref(), image, disconnected_at, &stat, is_alive)?
-            == Edit::Keep
-        {
+        if self.decide(|is_alive| place_own(local.as_ref(), is_alive))?? == Edit::Keep {
             return Ok(());
         }
 
-        let traces = Traces::of_orphan(image, local.as_ref(), is_alive);
+        let traces = self.decide(|is_alive| Traces::of_orphan(image, local.as_ref(), is_alive))?;
         let placed = self.place_shared(image, traces).and_then(|()| {
-            let (layout, key) = (self.layout, open_global_key(id));
-            edit(&mut self.open_global, &key, self.lock_timeout, |local| {
+            self.edit(Table::OpenGlobal, &open_global_key(id), |local, is_alive| {
                 let local = local.map(|value| OpenGlobal::decode(layout, value)).transpose()?;
-                let edit =
-                    materialise::place_open_global(local.as_ref(), image, disconnected_at, &stat, is_alive)?;
+                let edit = place_own(local.as_ref(), is_alive)?;
                 Ok((edit.map(|open| open.encode(layout)), ()))
             })
         });
@@ -135,33 +183,88 @@ impl LocalDatabases {
         placed
     }
 
-    /// Places an orphan's part of the records that it shares with other opens.
+    /// Places an orphan's part of the records that it shares with other opens, if nobody stands in its way.
     fn place_shared(&mut self, image: &OpenImage, traces: Traces) -> Result<(), PlaceError> {
-        let (layout, timeout) = (self.layout, self.lock_timeout);
-        let key = file_key(image.file());
+        let deadline = Instant::now() + self.lock_timeout;
+        loop {
+            let judged = self.judge(image, traces)?;
+            match self.place_judged(image, traces, &judged) {
+                // Somebody has come or gone meanwhile, or is just doing so.
+                Err(
+                    PlaceError::Changed { .. } | PlaceError::Materialise(MaterialiseError::Locked { .. }),
+                ) if Instant::now() < deadline => {
+                    thread::sleep(LOCKED_POLL);
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Looks whether somebody stands in an orphan's way, and returns what was looked at.
+    fn judge(&mut self, image: &OpenImage, traces: Traces) -> Result<Shared, PlaceError> {
+        let (layout, key) = (self.layout, file_key(image.file()));
+        let shared = Shared {
+            locking: self.store.fetch(Table::Locking, &key)?,
+            brlock: self.store.fetch(Table::Brlock, &key)?,
+        };
+        let locks = BrlockEntry::decode_all(layout, shared.brlock.as_deref().unwrap_or_default())?;
+        let Some(value) = &shared.locking else { return Ok(shared) };
+        let record = LockingRecord::decode(layout, value)?;
+        let entries = record.share_modes().map_or(&[][..], |share_modes| &share_modes.entries);
+        let mut leases: HashMap<(ClientGuid, LeaseKey), Option<LeaseState>> = HashMap::new();
+        for (client_guid, lease_key) in entries.iter().filter_map(|entry| entry.lease()) {
+            let value = self.store.fetch(Table::Leases, &lease_record_key(client_guid, lease_key))?;
+            let lease = value.map(|value| LeaseRecord::decode(layout, &value)).transpose()?;
+            leases.insert((client_guid, lease_key), lease.map(|lease| lease.current_state));
+        }
+        let is_contradicted = self.decide(|is_alive| {
+            let state_of = |client, key| leases.get(&(client, key)).copied().flatten();
+            materialise::stands_in_the_way(&record, image, traces, is_alive, state_of)
+                || materialise::locks_in_the_way(&locks, &record, image, is_alive) != LocksInTheWay::None
+        })?;
+        if is_contradicted {
+            return Err(PlaceError::Contradicted { id: image.durable_file_id() });
+        }
+        Ok(shared)
+    }
+
+    fn place_judged(&mut self, image: &OpenImage, traces: Traces, judged: &Shared) -> Result<(), PlaceError> {
+        let (layout, file) = (self.layout, image.file());
+        let key = file_key(file);
+        let unchanged = |local: Option<&[u8]>, judged: &Option<Vec<u8>>| {
+            if local == judged.as_deref() { Ok(()) } else { Err(PlaceError::Changed { file }) }
+        };
         if let (Some(lease), Some(key)) = (image.lease(), image.lease_record_key()) {
-            edit(&mut self.leases, &key, timeout, |local| {
+            self.edit(Table::Leases, &key, |local, _| {
                 let local = local.map(|value| LeaseRecord::decode(layout, value)).transpose()?;
                 Ok((materialise::place_lease(local, lease).map(|lease| lease.encode(layout)), ()))
             })?;
         }
-        edit(&mut self.brlock, &key, timeout, |local| {
+        self.edit(Table::Brlock, &key, |local, _| {
+            unchanged(local, &judged.brlock)?;
             let local = BrlockEntry::decode_all(layout, local.unwrap_or_default())?;
             let edit = materialise::place_byte_range_locks(&local, image, traces);
             Ok((edit.map(|locks| BrlockEntry::encode_all(layout, &locks)), ()))
         })?;
-        self.edit_locking(&key, |local| Ok((materialise::place_entry(local, image, traces)?, ())))
+        self.edit(Table::Locking, &key, |local, is_alive| {
+            unchanged(local, &judged.locking)?;
+            let local = locking_record(layout, local, is_alive)?;
+            let edit = materialise::place_entry(local, image, traces)?;
+            Ok((edit.map(|record| record.encode(layout)), ()))
+        })
     }
 
     /// Removes an orphan: its time is up, or another node has given it to its client.
     ///
     /// Touches nothing if a client has it here. Removing one that is not here is no error.
     pub fn remove(&mut self, id: DurableFileId, file: FileKey) -> Result<Removed, PlaceError> {
-        let (layout, key) = (self.layout, open_global_key(id));
-        let (removed, traces) = edit(&mut self.open_global, &key, self.lock_timeout, |local| {
+        self.alive.retain(|_, alive| !*alive);
+        let layout = self.layout;
+        let (removed, traces) = self.edit(Table::OpenGlobal, &open_global_key(id), |local, is_alive| {
             let local = local.map(|value| OpenGlobal::decode(layout, value)).transpose()?;
             let (edit, removed) = materialise::remove_open_global(local.as_ref(), is_alive);
-            Ok((edit.map(|open| open.encode(layout)), (removed, Traces::of_record(id, local.as_ref()))))
+            let traces = Traces::of_record(id, local.as_ref());
+            Ok((edit.map(|open| open.encode(layout)), (removed, traces)))
         })?;
         if removed != Removed::Claimed {
             self.remove_shared(file, traces)?;
@@ -171,81 +274,119 @@ impl LocalDatabases {
 
     /// Removes an open's part of the records that it shares with other opens.
     fn remove_shared(&mut self, file: FileKey, traces: Traces) -> Result<(), PlaceError> {
-        let (layout, timeout) = (self.layout, self.lock_timeout);
-        let key = file_key(file);
-        let unused_lease = self.edit_locking(&key, |local| {
-            let removal = materialise::remove_entry(local, file, traces)?;
-            Ok((removal.edit, removal.unused_lease))
-        })?;
+        let (layout, key) = (self.layout, file_key(file));
+        let deadline = Instant::now() + self.lock_timeout;
+        let unused_lease = loop {
+            let removed = self.edit(Table::Locking, &key, |local, is_alive| {
+                let local = locking_record(layout, local, is_alive)?;
+                let removal = materialise::remove_entry(local, file, traces)?;
+                Ok((removal.edit.map(|record| record.encode(layout)), removal.unused_lease))
+            });
+            match removed {
+                Err(PlaceError::Materialise(MaterialiseError::Locked { .. }))
+                    if Instant::now() < deadline =>
+                {
+                    thread::sleep(LOCKED_POLL);
+                }
+                result => break result?,
+            }
+        };
         if let Some((client_guid, lease_key)) = unused_lease {
-            edit(&mut self.leases, &lease_record_key(client_guid, lease_key), timeout, |local| {
+            self.edit(Table::Leases, &lease_record_key(client_guid, lease_key), |local, _| {
                 let local = local.map(|value| LeaseRecord::decode(layout, value)).transpose()?;
                 Ok((materialise::remove_lease_file(local, file).map(|lease| lease.encode(layout)), ()))
             })?;
         }
-        edit(&mut self.brlock, &key, timeout, |local| {
+        self.edit(Table::Brlock, &key, |local, _| {
             let local = BrlockEntry::decode_all(layout, local.unwrap_or_default())?;
             let edit = materialise::remove_byte_range_locks(&local, traces);
             Ok((edit.map(|locks| BrlockEntry::encode_all(layout, &locks)), ()))
         })
     }
 
-    /// Edits the share modes of a file, once no living process is in the middle of changing them.
-    fn edit_locking<R>(
+    /// Reads a record, decides and writes, all under the lock of its chain.
+    ///
+    /// `decide` is called again, with the record as it is then, for as long as it names processes that were not asked
+    /// for yet.
+    fn edit<R>(
         &mut self,
+        table: Table,
         key: &[u8],
-        decide: impl Fn(Option<LockingRecord>) -> Result<(Edit<LockingRecord>, R), MaterialiseError>,
+        decide: impl Fn(Option<&[u8]>, IsAlive<'_>) -> Result<(Edit<Vec<u8>>, R), PlaceError>,
     ) -> Result<R, PlaceError> {
-        let (layout, timeout) = (self.layout, self.lock_timeout);
-        let deadline = Instant::now() + timeout;
         loop {
-            let result = edit(&mut self.locking, key, timeout, |local| {
-                let mut local = local.map(|value| LockingRecord::decode(layout, value)).transpose()?;
-                if let Some(record) = &mut local {
-                    record.release_dead_holders(is_alive);
+            let mut decided = None;
+            let (alive, unknown) = (&self.alive, Cell::new(None));
+            self.store.edit(table, key, &mut |value| {
+                let result = decide(value, &|process| look_up(alive, &unknown, process));
+                if unknown.get().is_some() {
+                    return Edit::Keep;
                 }
-                let (edit, result) = decide(local)?;
-                Ok((edit.map(|record| record.encode(layout)), result))
-            });
-            match result {
-                Err(PlaceError::Materialise(MaterialiseError::Locked { .. }))
-                    if Instant::now() < deadline =>
-                {
-                    thread::sleep(LOCKED_POLL);
-                }
-                result => return result,
+                let (edit, result) = match result {
+                    Ok((edit, result)) => (edit, Ok(result)),
+                    Err(error) => (Edit::Keep, Err(error)),
+                };
+                decided = Some(result);
+                edit
+            })?;
+            let unknown = unknown.get();
+            match (decided, unknown) {
+                (Some(result), _) => return result,
+                (None, Some(process)) => self.ask_for(process)?,
+                (None, None) => {}
             }
         }
     }
+
+    /// Decides something by which processes live.
+    fn decide<R>(&mut self, decide: impl Fn(IsAlive<'_>) -> R) -> Result<R, PlaceError> {
+        loop {
+            let unknown = Cell::new(None);
+            let result = decide(&|process| look_up(&self.alive, &unknown, process));
+            match unknown.get() {
+                None => return Ok(result),
+                Some(process) => self.ask_for(process)?,
+            }
+        }
+    }
+
+    fn ask_for(&mut self, process: ServerId) -> Result<(), PlaceError> {
+        let is_alive = self.store.is_alive(process)?;
+        self.alive.insert(process, is_alive);
+        Ok(())
+    }
 }
 
-/// Reads a record, decides and writes, all under the lock of its chain.
-fn edit<R>(
-    file: &mut TdbFile,
-    key: &[u8],
-    timeout: Duration,
-    decide: impl FnOnce(Option<&[u8]>) -> Result<(Edit<Vec<u8>>, R), PlaceError>,
-) -> Result<R, PlaceError> {
-    let mut record = file.lock_chain(key, timeout)?;
-    let value = record.fetch()?;
-    let (edit, result) = decide(value.as_deref())?;
-    match edit {
-        Edit::Keep => {}
-        Edit::Store(value) => record.store(&value)?,
-        Edit::Delete => record.delete()?,
-    }
-    Ok(result)
+/// Answers whether a process runs.
+type IsAlive<'a> = &'a dyn Fn(ServerId) -> bool;
+
+/// What is known of a process. One that nobody has asked for lives until that is done.
+fn look_up(alive: &HashMap<ServerId, bool>, unknown: &Cell<Option<ServerId>>, process: ServerId) -> bool {
+    alive.get(&process).copied().unwrap_or_else(|| {
+        unknown.set(Some(process));
+        true
+    })
 }
 
-/// Whether a process of this host still runs. When in doubt, it does.
-///
-/// One that has ended and was not reaped yet does not run, although a signal can still be sent to it.
-fn is_alive(holder: ServerId) -> bool {
-    match fs::read_to_string(format!("/proc/{}/stat", holder.pid)) {
-        // The state follows the name, which is in parentheses and may have some itself.
-        Ok(stat) => !stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with(['Z', 'X'])),
-        Err(error) => error.kind() != ErrorKind::NotFound,
+/// The share modes of a file, without locks of processes that have died.
+fn locking_record(
+    layout: Layout,
+    value: Option<&[u8]>,
+    is_alive: IsAlive<'_>,
+) -> Result<Option<LockingRecord>, RecordError> {
+    let mut record = value.map(|value| LockingRecord::decode(layout, value)).transpose()?;
+    if let Some(record) = &mut record {
+        record.release_dead_holders(is_alive);
     }
+    Ok(record)
+}
+
+/// The records that an orphan's are placed in.
+fn records_of(image: &OpenImage) -> impl Iterator<Item = (Table, Vec<u8>)> {
+    let (own, file) = (open_global_key(image.durable_file_id()), file_key(image.file()));
+    let lease = image.lease_record_key().map(|key| (Table::Leases, key.to_vec()));
+    let others = [(Table::OpenGlobal, own.to_vec()), (Table::Locking, file.to_vec())];
+    others.into_iter().chain([(Table::Brlock, file.to_vec())]).chain(lease)
 }
 
 /// An open cannot be placed, removed or looked up.
@@ -254,6 +395,21 @@ pub enum PlaceError {
     /// It would be wrong.
     #[error(transparent)]
     Materialise(#[from] MaterialiseError),
+    /// Somebody has come to its file while it was not there, and has been given what contradicts it. He stays; the open
+    /// cannot be given back any more and has to be closed.
+    #[error(
+        "open {id} cannot be given back: its file was opened or locked by somebody in a way that contradicts it"
+    )]
+    Contradicted {
+        /// The open.
+        id: DurableFileId,
+    },
+    /// Its file is being opened and closed by others all the time.
+    #[error("the opens of file {file} do not stay the same for long enough to place one among them")]
+    Changed {
+        /// The file.
+        file: FileKey,
+    },
     /// Its file cannot be vouched for.
     #[error("open {id} cannot be given back")]
     File {
@@ -265,7 +421,10 @@ pub enum PlaceError {
     /// A record here does not have the layout of the smbd that was asked for its version.
     #[error("a record of the local smbd is damaged or of another version")]
     Record(#[from] RecordError),
-    /// A database does not work.
-    #[error("the databases of the local smbd cannot be used")]
-    Database(#[from] LibtdbError),
+    /// The databases do not work.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The cluster could not be reached for another open before.
+    #[error("it was not tried, since the cluster's databases could not be used for another open")]
+    NotTried,
 }

@@ -15,7 +15,8 @@
 //! - [`image`]: everything a survivor needs of one open, and the facts in it.
 //! - [`materialise`]: what to store for an orphan, and what to take away again; pure.
 //! - [`file_stat`]: the file's metadata as smbd is going to compare them.
-//! - [`tdb`], [`databases`]: the same through libtdb, on the databases of a running smbd.
+//! - [`tdb`], [`ctdb`], [`databases`]: the same on the databases of a running smbd, whether it is one of a CTDB
+//!   cluster or not.
 //! - [`config`]: whether `smb.conf` allows durable handles.
 //! - [`identity`], [`preload`]: whether all nodes are the same to a client, and whether smbd can load the shim.
 //!
@@ -24,6 +25,7 @@
 
 pub mod allocator;
 pub mod config;
+pub mod ctdb;
 pub mod databases;
 pub mod file_stat;
 pub mod identity;
@@ -31,11 +33,13 @@ pub mod image;
 pub mod materialise;
 pub mod preload;
 mod process;
+mod record_store;
 pub mod records;
 pub mod tdb;
 pub mod version;
 
-pub use databases::{LocalDatabases, Orphan, PlaceError};
+pub use ctdb::CtdbError;
+pub use databases::{LocalDatabases, Location, Orphan, PlaceError, StoreError};
 pub use image::{Capture, Change, ImageError, OpenImage};
 pub use materialise::MaterialiseError;
 pub use process::CommandError;

@@ -5,9 +5,9 @@
 //!
 //! # What must stay true
 //!
-//! - smbd opens its volatile databases with `TDB_CLEAR_IF_FIRST`: who opens one first empties it. So they are
-//!   opened here only while a running smbd has them open, which [`TdbFile::open`] checks, and they must be
-//!   closed *before* that smbd is started again; else the new one finds the old one's records. Keep a
+//! - smbd, or ctdbd in a cluster, opens its volatile databases with `TDB_CLEAR_IF_FIRST`: who opens one first
+//!   empties it. So they are opened here only while a running one has them open, which [`TdbFile::open`] checks,
+//!   and they must be closed *before* it is started again; else the new one finds the old one's records. Keep a
 //!   [`TdbFile`] for as long as one piece of work takes, not longer, and not twice in one process.
 //! - libtdb keeps a list of the open databases of a process without locking it, so opening and closing is done
 //!   by one thread at a time. And it is never unloaded.
@@ -39,8 +39,10 @@ const CHAIN_LOCK_POLL: Duration = Duration::from_millis(1);
 
 /// Flags of `tdb_open` (tdb.h).
 const TDB_CLEAR_IF_FIRST: c_int = 1;
+const TDB_NOSYNC: c_int = 64;
 const TDB_SEQNUM: c_int = 128;
 const TDB_VOLATILE: c_int = 256;
+const TDB_DISALLOW_NESTING: c_int = 1024;
 const TDB_INCOMPATIBLE_HASH: c_int = 2048;
 const TDB_MUTEX_LOCKING: c_int = 4096;
 
@@ -153,6 +155,29 @@ pub enum ChangeCount {
     None,
 }
 
+/// The flags with which a volatile database was opened by whoever opened it first. Everybody else has to use the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OpenFlags(c_int);
+
+impl OpenFlags {
+    /// What ctdbd says of a database of its own; `None` if those are not the flags of a volatile one.
+    pub(crate) fn of_ctdbd(flags: c_int) -> Option<Self> {
+        const REQUIRED: c_int = TDB_CLEAR_IF_FIRST | TDB_INCOMPATIBLE_HASH;
+        // The others are about the process that uses them, and about the byte order of the file.
+        const ALIKE: c_int = REQUIRED | TDB_NOSYNC | TDB_SEQNUM | TDB_DISALLOW_NESTING | TDB_MUTEX_LOCKING;
+        (flags & REQUIRED == REQUIRED).then_some(Self(flags & ALIKE))
+    }
+
+    /// What smbd uses when it has its databases for itself, but for the mutexes.
+    fn of_smbd(change_count: ChangeCount) -> Self {
+        let of_change_count = match change_count {
+            ChangeCount::SequenceNumber => TDB_SEQNUM | TDB_VOLATILE,
+            ChangeCount::None => 0,
+        };
+        Self(TDB_CLEAR_IF_FIRST | TDB_INCOMPATIBLE_HASH | of_change_count)
+    }
+}
+
 /// A record, as libtdb has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RawRecord {
@@ -162,7 +187,7 @@ pub struct RawRecord {
     pub value: Vec<u8>,
 }
 
-/// A volatile database of a running smbd, open.
+/// A volatile database of a running smbd or ctdbd, open.
 pub struct TdbFile {
     libtdb: Tdb,
     context: NonNull<c_void>,
@@ -176,32 +201,31 @@ unsafe impl Send for TdbFile {}
 impl TdbFile {
     /// Opens a database that a running smbd has open, and fails if none has.
     pub fn open(libtdb: &Tdb, path: &Path, change_count: ChangeCount) -> Result<Self, LibtdbError> {
-        let failed = |source| LibtdbError::Open { path: path.to_owned(), source };
-        if !is_open_elsewhere(path).map_err(failed)? {
-            return Err(LibtdbError::NotOpenInSmbd { path: path.to_owned() });
-        }
-        let name = CString::new(path.as_os_str().as_bytes())
-            .map_err(|_| failed(io::Error::from_raw_os_error(libc::EINVAL)))?;
-        let flags = TDB_CLEAR_IF_FIRST
-            | TDB_INCOMPATIBLE_HASH
-            | match change_count {
-                ChangeCount::SequenceNumber => TDB_SEQNUM | TDB_VOLATILE,
-                ChangeCount::None => 0,
-            };
-        let open = |flags| {
-            // SAFETY: `name` is a terminated string that outlives the call.
-            let context = unsafe { (libtdb.0.open)(name.as_ptr(), 0, flags, libc::O_RDWR, 0) };
-            NonNull::new(context).ok_or_else(io::Error::last_os_error)
-        };
-        let _list = lock(&libtdb.0.list);
+        let flags = OpenFlags::of_smbd(change_count);
         // smbd uses mutexes where the machine has robust ones, unless its configuration forbids it. Both
         // sides must agree; libtdb says EINVAL when they do not.
         let mutexes = if libtdb.0.has_robust_mutexes { TDB_MUTEX_LOCKING } else { 0 };
-        let context = match open(flags | mutexes) {
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => open(flags),
+        match Self::open_with(libtdb, path, OpenFlags(flags.0 | mutexes)) {
+            Err(LibtdbError::Open { source, .. }) if source.raw_os_error() == Some(libc::EINVAL) => {
+                Self::open_with(libtdb, path, flags)
+            }
             result => result,
-        };
-        Ok(Self { libtdb: *libtdb, context: context.map_err(failed)?, path: path.to_owned() })
+        }
+    }
+
+    /// The same for a database that was opened with these flags.
+    pub(crate) fn open_with(libtdb: &Tdb, path: &Path, flags: OpenFlags) -> Result<Self, LibtdbError> {
+        let failed = |source| LibtdbError::Open { path: path.to_owned(), source };
+        if !is_open_elsewhere(path).map_err(failed)? {
+            return Err(LibtdbError::NotOpenElsewhere { path: path.to_owned() });
+        }
+        let name = CString::new(path.as_os_str().as_bytes())
+            .map_err(|_| failed(io::Error::from_raw_os_error(libc::EINVAL)))?;
+        let _list = lock(&libtdb.0.list);
+        // SAFETY: `name` is a terminated string that outlives the call.
+        let context = unsafe { (libtdb.0.open)(name.as_ptr(), 0, flags.0, libc::O_RDWR, 0) };
+        let context = NonNull::new(context).ok_or_else(|| failed(io::Error::last_os_error()))?;
+        Ok(Self { libtdb: *libtdb, context, path: path.to_owned() })
     }
 
     /// A record's value as it is now.
@@ -361,9 +385,9 @@ pub enum LibtdbError {
         /// Why not.
         source: libloading::Error,
     },
-    /// No smbd runs on this database, and opening it would empty it.
-    #[error("no running smbd has {} open; is this the lock directory of the smbd that runs?", path.display())]
-    NotOpenInSmbd {
+    /// Nobody works with this database, and opening it would empty it.
+    #[error("no running smbd or ctdbd has {} open; is this a directory of the one that runs?", path.display())]
+    NotOpenElsewhere {
         /// The database.
         path: PathBuf,
     },

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use samba::databases::{LocalDatabases, Orphan, PlaceError};
+use samba::databases::{LocalDatabases, Location, Orphan, PlaceError, StoreError};
 use samba::file_stat::StatError;
 use samba::tdb::Tdb;
 use samba::{Layout, MaterialiseError, OpenImage};
@@ -266,20 +266,19 @@ impl Reconciler {
     ) -> BTreeMap<DurableFileId, ShareName> {
         let shares: BTreeMap<_, _> =
             place.iter().map(|open| (open.durable_file_id, open.share.clone())).collect();
-        let (libtdb, layout, lock_directory) =
-            (Arc::clone(&self.libtdb), self.layout, self.lock_directory.clone());
+        let (libtdb, layout) = (Arc::clone(&self.libtdb), self.layout);
+        let location = Location::Plain { lock_directory: self.lock_directory.clone() };
         let work = move || {
             // Open only as long as it takes: a handle that is kept would keep the databases of an smbd that has
             // ended from being emptied by its successor.
-            let mut databases =
-                LocalDatabases::open(&libtdb, &lock_directory, layout, RECORD_LOCKED_AT_MOST)?;
+            let mut databases = LocalDatabases::open(&libtdb, &location, layout, RECORD_LOCKED_AT_MOST)?;
             let removed =
                 remove.into_iter().map(|(id, file)| (id, databases.remove(id, file).map(drop))).collect();
             let placed = place
                 .into_iter()
                 .map(|open| (open.durable_file_id, open.file, place_one(&mut databases, &open)))
                 .collect();
-            Ok::<Done, samba::tdb::LibtdbError>(Done { removed, placed })
+            Ok::<Done, StoreError>(Done { removed, placed })
         };
         let done = match tokio::task::spawn_blocking(work).await {
             Ok(Ok(done)) => done,
@@ -354,6 +353,7 @@ fn place_one(databases: &mut LocalDatabases, open: &OpenDescription) -> Placed {
 fn is_final(error: &PlaceError, image: &OpenImage) -> bool {
     match error {
         PlaceError::Materialise(MaterialiseError::Conflict { .. })
+        | PlaceError::Contradicted { .. }
         | PlaceError::File { source: StatError::Replaced { .. }, .. } => true,
         // The file is gone if its file system is there without it. Otherwise that is still to be mounted.
         PlaceError::File { source: StatError::Io { source, .. }, .. }

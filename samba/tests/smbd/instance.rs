@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 use samba::tdb::{ChangeCount, Tdb, TdbFile};
-use samba::{Layout, LocalDatabases, SambaVersion};
+use samba::{Layout, LocalDatabases, Location, SambaVersion};
 use tempfile::TempDir;
 
 use crate::testdata::LAYOUT;
@@ -122,9 +122,10 @@ impl Smbd {
         self.directory.path().join("lock")
     }
 
-    fn try_databases(&self) -> Result<LocalDatabases, samba::LibtdbError> {
+    fn try_databases(&self) -> Result<LocalDatabases, samba::StoreError> {
         let libtdb = Tdb::load().expect("libtdb comes with Samba");
-        LocalDatabases::open(&libtdb, &self.lock_directory(), LAYOUT, Duration::from_secs(2))
+        let location = Location::Plain { lock_directory: self.lock_directory() };
+        LocalDatabases::open(&libtdb, &location, LAYOUT, Duration::from_secs(2))
     }
 
     pub(crate) fn databases(&self) -> LocalDatabases {

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use samba::materialise::Removed;
 use samba::records::{Holder, file_key, open_global_key};
-use samba::{Change, LibtdbError, MaterialiseError, OpenImage, Orphan, PlaceError};
+use samba::{Change, LibtdbError, Location, MaterialiseError, OpenImage, Orphan, PlaceError, StoreError};
 
 use crate::instance::{Smbd, samba_is_there};
 use crate::testdata::{image_of, shared_keys};
@@ -146,7 +146,7 @@ fn databases_without_smbd_are_not_opened() {
     smbd.end();
     let libtdb = samba::tdb::Tdb::load().unwrap();
     let timeout = std::time::Duration::from_secs(1);
-    let result =
-        samba::LocalDatabases::open(&libtdb, &smbd.lock_directory(), crate::testdata::LAYOUT, timeout);
-    assert!(matches!(result, Err(LibtdbError::NotOpenInSmbd { .. })));
+    let location = Location::Plain { lock_directory: smbd.lock_directory() };
+    let result = samba::LocalDatabases::open(&libtdb, &location, crate::testdata::LAYOUT, timeout);
+    assert!(matches!(result, Err(StoreError::Tdb(LibtdbError::NotOpenElsewhere { .. }))));
 }

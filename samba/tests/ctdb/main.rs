@@ -1,0 +1,4 @@
+//! The client of CTDB, and orphans in a cluster's databases, against real ctdbds.
+
+mod cluster;
+mod records;
