@@ -3,6 +3,7 @@
 
 pub mod client_machine;
 pub mod cluster;
+pub mod conformance;
 pub mod net;
 pub mod process;
 pub mod proxy;

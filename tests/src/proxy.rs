@@ -1,16 +1,20 @@
 //! A TCP proxy that turns a test for one SMB server into a failover test: it stands in front of several
-//! nodes, gives each new connection of the client to one of them, and in some modes kills nodes while the
+//! nodes, gives each new connection of the client to one of them, and in some modes harms nodes while the
 //! client believes that it has merely lost a connection.
 //!
 //! What must stay true:
 //! - In the modes that kill, the node is dead *before* it can learn that the client closed the connection. A
-//!   server that sees the FIN keeps its durable opens in an orderly way, and the test would prove nothing.
+//!   server that sees the FIN keeps its durable opens in an orderly way, and the test would prove nothing. For
+//!   the same reason a node that was cut off never hears of a close.
 //! - Everything that clients did before they opened a connection has been acted on before that connection is
 //!   routed. A close that is noticed too late would send the client back to the old node, where its test
 //!   passes for the wrong reason. Even so every test must assert the path it means ([`Proxy::backend_of`]).
 
+mod responses;
+
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    error::Error,
     fmt, io,
     net::SocketAddr,
     os::fd::{AsFd, OwnedFd},
@@ -18,49 +22,102 @@ use std::{
     time::Duration,
 };
 
+use clap::ValueEnum;
 use futures::future::BoxFuture;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, copy},
-    net::{TcpListener, TcpStream},
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
     sync::{mpsc, oneshot},
     task::{AbortHandle, JoinSet},
     time,
 };
 
-use crate::net;
+use self::responses::Responses;
+use crate::{net, smb_client::NtStatus};
 
 /// How long a node may take to accept a connection before the next one is tried.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Bytes carried from the client to a node at a time.
+/// Bytes carried from one side to the other at a time.
 const BUFFER_LEN: usize = 64 << 10;
 
 /// Closed connections reported and not yet acted on. A reporter waits anyway.
 const QUEUED_REPORTS_MAX: usize = 16;
 
 /// Which node a connection goes to, and what happens to nodes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Mode {
     /// Every connection to the first node: the control.
     Pin,
     /// Each connection to the node after the last one's.
+    #[value(name = "rr")]
     RoundRobin,
     /// Connections go to one node until the client closes one of them; from then on to the next node. The old
     /// one lives.
     Switch,
     /// As `Switch`, but the old node is killed.
     Kill,
+    /// Every connection to the first node, as long as that lives; of that node, the process that served a
+    /// connection is killed when the client closes it.
+    KillChild,
     /// The first connection to the first node, all others to the second. The first node is killed when the
     /// client closes the first connection.
+    #[value(name = "ksplit")]
     KillSplit,
+    /// As `Switch`, but the old node is cut off from the others and lives.
+    Partition,
 }
 
-/// Kills a node, given by its index, and returns when nothing of it is left.
-pub type Kill = Box<dyn Fn(usize) -> BoxFuture<'static, ()> + Send + Sync>;
+/// The name that the command line has for it.
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let value = self.to_possible_value().expect("no mode is hidden");
+        f.write_str(value.get_name())
+    }
+}
+
+/// A mode, and how far it goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// The mode.
+    pub mode: Mode,
+    /// How often harm is done. After that a close changes nothing any more.
+    pub harms_max: usize,
+}
+
+impl From<Mode> for Plan {
+    /// Harm at every close that the mode means.
+    fn from(mode: Mode) -> Self {
+        Self { mode, harms_max: usize::MAX }
+    }
+}
+
+/// What can be done to a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Harm {
+    /// Everything of it gets SIGKILL.
+    Kill,
+    /// The process that serves one connection gets SIGKILL, and nothing else.
+    KillChild {
+        /// Where the connection comes from, as the node sees it.
+        peer: SocketAddr,
+    },
+    /// It goes on and cannot reach the other nodes any more.
+    CutOff,
+}
+
+/// Why a node could not be harmed.
+pub type HarmError = Box<dyn Error + Send + Sync>;
+
+/// Harms a node, given by its index, and returns when that is done: when nothing of what was to be killed is left.
+pub type Hurt = Box<dyn Fn(usize, Harm) -> BoxFuture<'static, Result<(), HarmError>> + Send + Sync>;
 
 /// Something that happened at the proxy. Connections are counted from 1, backends from 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A connection was given to a node.
     Routed {
@@ -74,15 +131,31 @@ pub enum Event {
         /// The connection.
         connection: usize,
     },
+    /// The node has answered a tree connect.
+    TreeConnect {
+        /// On which connection.
+        connection: usize,
+        /// How.
+        status: NtStatus,
+    },
     /// The client closed it.
     ClosedByClient {
         /// The connection.
         connection: usize,
     },
-    /// A node was killed.
-    Killed {
+    /// A node was harmed.
+    Harmed {
         /// The node.
         backend: usize,
+        /// In which way.
+        harm: Harm,
+    },
+    /// A node should have been harmed, and was not. No connection is routed after that.
+    HarmFailed {
+        /// The node.
+        backend: usize,
+        /// Why not.
+        problem: String,
     },
 }
 
@@ -91,9 +164,29 @@ impl fmt::Display for Event {
         match self {
             Self::Routed { connection, backend } => write!(f, "c{connection} -> backend {backend}"),
             Self::Refused { connection } => write!(f, "c{connection} -> nowhere: no backend accepts it"),
+            Self::TreeConnect { connection, status } => write!(f, "c{connection} tree connect: {status}"),
             Self::ClosedByClient { connection } => write!(f, "c{connection} closed by the client"),
-            Self::Killed { backend } => write!(f, "backend {backend} killed"),
+            Self::Harmed { backend, harm: Harm::Kill } => write!(f, "backend {backend} killed"),
+            Self::Harmed { backend, harm: Harm::KillChild { .. } } => {
+                write!(f, "backend {backend}: the process of that connection killed")
+            }
+            Self::Harmed { backend, harm: Harm::CutOff } => write!(f, "backend {backend} cut off"),
+            Self::HarmFailed { backend, problem } => write!(f, "backend {backend} not harmed: {problem}"),
         }
+    }
+}
+
+/// What has happened at a proxy so far.
+#[derive(Clone, Debug, Default)]
+struct Log(Arc<Mutex<Vec<Event>>>);
+
+impl Log {
+    fn note(&self, event: Event) {
+        self.0.lock().expect("nobody panics while holding it").push(event);
+    }
+
+    fn events(&self) -> Vec<Event> {
+        self.0.lock().expect("nobody panics while holding it").clone()
     }
 }
 
@@ -101,32 +194,34 @@ impl fmt::Display for Event {
 #[derive(Debug)]
 pub struct Proxy {
     address: SocketAddr,
-    log: Arc<Mutex<Vec<Event>>>,
+    log: Log,
     router: AbortHandle,
 }
 
 impl Proxy {
-    /// Starts a proxy before the given nodes. `kill` is called in the modes that kill, for one node at a
-    /// time.
+    /// Starts a proxy before the given nodes. `hurt` is called in the modes that harm, for one node at a time.
     ///
     /// # Panics
     /// When there are no backends.
-    pub async fn start(mode: Mode, backends: Vec<SocketAddr>, kill: Kill) -> io::Result<Self> {
+    pub async fn start(plan: impl Into<Plan>, backends: Vec<SocketAddr>, hurt: Hurt) -> io::Result<Self> {
         assert!(!backends.is_empty(), "a proxy needs a backend");
         let address = net::free_endpoint();
         let listener = TcpListener::bind(address).await?;
-        let log = Arc::default();
+        let log = Log::default();
         let (closed, closed_reports) = mpsc::channel(QUEUED_REPORTS_MAX);
         let router = Router {
-            mode,
+            plan: plan.into(),
             backends,
-            kill,
+            hurt,
+            harms: 0,
+            broken: false,
+            cut_off: BTreeSet::new(),
             current: 0,
             connections: 0,
             open: BTreeMap::new(),
             pumps: JoinSet::new(),
             closed,
-            log: Arc::clone(&log),
+            log: log.clone(),
         };
         let router = tokio::spawn(router.run(listener, closed_reports)).abort_handle();
         Ok(Self { address, log, router })
@@ -139,7 +234,7 @@ impl Proxy {
 
     /// What has happened so far.
     pub fn log(&self) -> Vec<Event> {
-        self.log.lock().expect("nobody panics while holding it").clone()
+        self.log.events()
     }
 
     /// The node that a connection (counted from 1) was given to.
@@ -160,21 +255,33 @@ impl Drop for Proxy {
 /// A client's connection that was routed and has not been closed by the client.
 struct OpenConnection {
     backend: usize,
+    /// Where the node sees it come from.
+    peer: SocketAddr,
     /// The client's socket, to look for a FIN that nobody has read yet.
     client: OwnedFd,
+    /// The node's, to look whether the process behind it is gone.
+    server: OwnedFd,
 }
 
 /// "The client closed this connection", and where to say that it has been acted on.
 struct ClosedReport {
     connection: usize,
-    acted_on: oneshot::Sender<()>,
+    backend: usize,
+    /// Told whether the node may hear of it.
+    acted_on: oneshot::Sender<bool>,
 }
 
 /// Owns all decisions; the pumps only carry bytes.
 struct Router {
-    mode: Mode,
+    plan: Plan,
     backends: Vec<SocketAddr>,
-    kill: Kill,
+    hurt: Hurt,
+    /// How often harm was done.
+    harms: usize,
+    /// Harm could not be done: what is seen from here on would prove nothing.
+    broken: bool,
+    /// Nodes that no close may reach.
+    cut_off: BTreeSet<usize>,
     /// The node that the next connection goes to, if it accepts.
     current: usize,
     /// Connections accepted so far.
@@ -182,7 +289,7 @@ struct Router {
     open: BTreeMap<usize, OpenConnection>,
     pumps: JoinSet<()>,
     closed: mpsc::Sender<ClosedReport>,
-    log: Arc<Mutex<Vec<Event>>>,
+    log: Log,
 }
 
 impl Router {
@@ -190,10 +297,11 @@ impl Router {
         loop {
             tokio::select! {
                 report = closed_reports.recv() => {
-                    let ClosedReport { connection, acted_on } = report.expect("the router holds a sender");
+                    let ClosedReport { connection, backend, acted_on } =
+                        report.expect("the router holds a sender");
                     self.client_closed(connection).await;
                     // The pump may have been cut short.
-                    let _ = acted_on.send(());
+                    let _ = acted_on.send(!self.cut_off.contains(&backend));
                 }
                 accepted = listener.accept() => {
                     // An error belongs to that one connection (accept(2)).
@@ -222,52 +330,74 @@ impl Router {
     }
 
     async fn client_closed(&mut self, connection: usize) {
-        // Absent: acted on already, or its node was killed.
-        let Some(OpenConnection { backend, .. }) = self.open.remove(&connection) else { return };
-        self.note(Event::ClosedByClient { connection });
-        match self.mode {
-            Mode::Pin | Mode::RoundRobin => {}
-            Mode::Switch => self.current = self.after(backend),
-            Mode::Kill => {
-                self.kill(backend).await;
+        // Absent: acted on already, or what served it was killed.
+        let Some(OpenConnection { backend, peer, .. }) = self.open.remove(&connection) else { return };
+        self.log.note(Event::ClosedByClient { connection });
+        let harm = match self.plan.mode {
+            Mode::Pin | Mode::RoundRobin => return,
+            Mode::Switch => {
                 self.current = self.after(backend);
+                return;
             }
-            Mode::KillSplit => {
-                if connection == 1 {
-                    self.kill(backend).await;
-                }
-            }
+            Mode::KillSplit if connection > 1 => return,
+            Mode::Kill | Mode::KillSplit => Harm::Kill,
+            Mode::KillChild => Harm::KillChild { peer },
+            Mode::Partition => Harm::CutOff,
+        };
+        // In a partition, connections to the lost side live on and may be closed later.
+        if self.harms == self.plan.harms_max || self.cut_off.contains(&backend) {
+            return;
+        }
+        self.harm(backend, harm).await;
+        if harm != (Harm::KillChild { peer }) {
+            self.current = self.after(backend);
         }
     }
 
-    async fn kill(&mut self, backend: usize) {
-        (self.kill)(backend).await;
-        self.note(Event::Killed { backend });
-        self.open.retain(|_, open| open.backend != backend);
+    async fn harm(&mut self, backend: usize, harm: Harm) {
+        if let Err(err) = (self.hurt)(backend, harm).await {
+            let problem = node::telemetry::chain(err.as_ref()).to_string();
+            self.broken = true;
+            self.log.note(Event::HarmFailed { backend, problem });
+            return;
+        }
+        self.harms += 1;
+        self.log.note(Event::Harmed { backend, harm });
+        match harm {
+            Harm::Kill => self.open.retain(|_, open| open.backend != backend),
+            // One process may have served several connections.
+            Harm::KillChild { .. } => self.open.retain(|_, open| !has_hung_up(&open.server)),
+            Harm::CutOff => drop(self.cut_off.insert(backend)),
+        }
     }
 
     async fn route(&mut self, client: TcpStream) {
         self.connections += 1;
         let connection = self.connections;
-        let first = match self.mode {
-            Mode::Pin => 0,
-            Mode::RoundRobin | Mode::Switch | Mode::Kill => self.current,
+        let first = match self.plan.mode {
+            Mode::Pin | Mode::KillChild => 0,
+            Mode::RoundRobin | Mode::Switch | Mode::Kill | Mode::Partition => self.current,
             Mode::KillSplit => usize::from(connection > 1) % self.backends.len(),
         };
         let Some((backend, upstream)) = self.connect(first).await else {
-            self.note(Event::Refused { connection });
+            self.log.note(Event::Refused { connection });
             return;
         };
-        let Ok(watched) = client.as_fd().try_clone_to_owned() else { return };
-        self.current = if self.mode == Mode::RoundRobin { self.after(backend) } else { backend };
-        self.open.insert(connection, OpenConnection { backend, client: watched });
-        self.note(Event::Routed { connection, backend });
-        self.pumps.spawn(pump(connection, client, upstream, self.closed.clone()));
+        let Ok(open) = OpenConnection::new(backend, &client, &upstream) else { return };
+        self.current = if self.plan.mode == Mode::RoundRobin { self.after(backend) } else { backend };
+        self.open.insert(connection, open);
+        self.log.note(Event::Routed { connection, backend });
+        let pump = Pump { connection, backend, closed: self.closed.clone(), log: self.log.clone() };
+        self.pumps.spawn(pump.run(client, upstream));
     }
 
-    /// Connects to the first node that accepts, from `first` on; in the mode that pins, to that one alone.
+    /// Connects to the first node that accepts, from `first` on; in the modes that stay at one, to that alone.
     async fn connect(&self, first: usize) -> Option<(usize, TcpStream)> {
-        let candidates = if self.mode == Mode::Pin { 1 } else { self.backends.len() };
+        let candidates = match self.plan.mode {
+            _ if self.broken => 0,
+            Mode::Pin | Mode::KillChild => 1,
+            _ => self.backends.len(),
+        };
         for backend in (first..first + candidates).map(|index| index % self.backends.len()) {
             let connect = TcpStream::connect(self.backends[backend]);
             if let Ok(Ok(upstream)) = time::timeout(CONNECT_TIMEOUT, connect).await {
@@ -280,21 +410,39 @@ impl Router {
     fn after(&self, backend: usize) -> usize {
         (backend + 1) % self.backends.len()
     }
+}
 
-    fn note(&self, event: Event) {
-        self.log.lock().expect("nobody panics while holding it").push(event);
+impl OpenConnection {
+    fn new(backend: usize, client: &TcpStream, server: &TcpStream) -> io::Result<Self> {
+        let peer = server.local_addr()?;
+        let (client, server) = (client.as_fd().try_clone_to_owned()?, server.as_fd().try_clone_to_owned()?);
+        Ok(Self { backend, peer, client, server })
     }
 }
 
-/// Carries bytes both ways until both sides have closed.
-async fn pump(connection: usize, client: TcpStream, upstream: TcpStream, closed: mpsc::Sender<ClosedReport>) {
-    // Small messages, each waited for: Nagle's algorithm would add its delay to every one.
-    let _ = client.set_nodelay(true);
-    let _ = upstream.set_nodelay(true);
-    let (mut from_client, mut to_client) = client.into_split();
-    let (mut from_server, mut to_server) = upstream.into_split();
+/// Carries the bytes of one connection.
+struct Pump {
+    connection: usize,
+    backend: usize,
+    closed: mpsc::Sender<ClosedReport>,
+    log: Log,
+}
 
-    let client_to_server = async {
+impl Pump {
+    /// Carries bytes both ways until both sides have closed.
+    async fn run(self, client: TcpStream, server: TcpStream) {
+        // Small messages, each waited for: Nagle's algorithm would add its delay to every one.
+        let _ = client.set_nodelay(true);
+        let _ = server.set_nodelay(true);
+        let (from_client, to_client) = client.into_split();
+        let (from_server, to_server) = server.into_split();
+        tokio::join!(
+            self.client_to_server(from_client, to_server),
+            self.server_to_client(from_server, to_client)
+        );
+    }
+
+    async fn client_to_server(&self, mut from_client: OwnedReadHalf, mut to_server: OwnedWriteHalf) {
         let mut buffer = vec![0; BUFFER_LEN];
         loop {
             match from_client.read(&mut buffer).await {
@@ -304,18 +452,29 @@ async fn pump(connection: usize, client: TcpStream, upstream: TcpStream, closed:
                 Ok(_) => {}
             }
         }
-        let (acted_on, wait) = oneshot::channel();
-        if closed.send(ClosedReport { connection, acted_on }).await.is_ok() {
-            let _ = wait.await;
+        let (acted_on, may_be_heard) = oneshot::channel();
+        let report = ClosedReport { connection: self.connection, backend: self.backend, acted_on };
+        if self.closed.send(report).await.is_ok() && may_be_heard.await == Ok(false) {
+            // Dropping it would send a FIN.
+            to_server.forget();
+            return;
         }
         // Only now may the server hear of it.
         let _ = to_server.shutdown().await;
-    };
-    let server_to_client = async {
-        let _ = copy(&mut from_server, &mut to_client).await;
+    }
+
+    async fn server_to_client(&self, mut from_server: OwnedReadHalf, mut to_client: OwnedWriteHalf) {
+        let mut buffer = vec![0; BUFFER_LEN];
+        let mut responses = Responses::default();
+        while let Ok(len @ 1..) = from_server.read(&mut buffer).await {
+            for status in responses.read(&buffer[..len]) {
+                self.log.note(Event::TreeConnect { connection: self.connection, status });
+            }
+            // A client that is gone is no reason to stop reading: closing this side would tell the node.
+            let _ = to_client.write_all(&buffer[..len]).await;
+        }
         let _ = to_client.shutdown().await;
-    };
-    tokio::join!(client_to_server, server_to_client);
+    }
 }
 
 /// Whether the other end of a socket has closed it, even if unread data comes before the close.
@@ -353,19 +512,26 @@ mod tests {
         Node { address, task }
     }
 
-    async fn start(mode: Mode) -> (Proxy, Vec<SocketAddr>) {
+    async fn start(plan: impl Into<Plan>) -> (Proxy, Vec<SocketAddr>) {
         let nodes = [node(0).await, node(1).await, node(2).await];
         let addresses: Vec<SocketAddr> = nodes.iter().map(|node| node.address).collect();
-        let kill: Kill = Box::new(move |backend| {
+        let hurt: Hurt = Box::new(move |backend, harm| {
             let task = nodes[backend].task.abort_handle();
-            task.abort();
+            if harm == Harm::Kill {
+                task.abort();
+            }
             Box::pin(async move {
-                while !task.is_finished() {
+                while harm == Harm::Kill && !task.is_finished() {
                     tokio::task::yield_now().await;
                 }
+                Ok(())
             })
         });
-        (Proxy::start(mode, addresses.clone(), kill).await.unwrap(), addresses)
+        (Proxy::start(plan, addresses.clone(), hurt).await.unwrap(), addresses)
+    }
+
+    fn said(proxy: &Proxy) -> Vec<String> {
+        proxy.log().iter().map(Event::to_string).collect()
     }
 
     async fn connect(proxy: &Proxy) -> (TcpStream, u8) {
@@ -438,9 +604,8 @@ mod tests {
             assert_eq!(number, expected);
         }
         assert_dead(addresses[0]).await;
-        let log: Vec<String> = proxy.log().iter().map(Event::to_string).collect();
         assert_eq!(
-            log,
+            said(&proxy),
             [
                 "c1 -> backend 0",
                 "c1 closed by the client",
@@ -470,5 +635,76 @@ mod tests {
         let (_stream, number) = reconnect(&proxy, first).await;
         assert_eq!(number, 1);
         assert_dead(addresses[0]).await;
+    }
+
+    #[tokio::test]
+    async fn harm_ends_at_its_limit() {
+        let (proxy, _) = start(Plan { mode: Mode::Kill, harms_max: 1 }).await;
+        let (mut stream, _) = connect(&proxy).await;
+        for _ in 0..3 {
+            let number;
+            (stream, number) = reconnect(&proxy, stream).await;
+            assert_eq!(number, 1);
+        }
+        assert_eq!(said(&proxy).iter().filter(|event| event.ends_with("killed")).count(), 1);
+    }
+
+    #[tokio::test]
+    async fn kill_child_names_the_connection_and_stays() {
+        let (proxy, _) = start(Mode::KillChild).await;
+        let (stream, _) = connect(&proxy).await;
+        let (_stream, number) = reconnect(&proxy, stream).await;
+        assert_eq!(number, 0);
+        let expected = [
+            "c1 -> backend 0",
+            "c1 closed by the client",
+            "backend 0: the process of that connection killed",
+            "c2 -> backend 0",
+        ];
+        assert_eq!(said(&proxy), expected);
+    }
+
+    #[tokio::test]
+    async fn a_node_that_was_cut_off_lives_and_hears_of_no_close() {
+        // What the node has seen of each of its connections when that ended.
+        let listener = TcpListener::bind(net::free_endpoint()).await.unwrap();
+        let lost = listener.local_addr().unwrap();
+        let other = node(1).await;
+        let hurt: Hurt = Box::new(|_, _| Box::pin(async { Ok(()) }));
+        let proxy = Proxy::start(Mode::Partition, vec![lost, other.address], hurt).await.unwrap();
+        let mut clients = Vec::new();
+        let mut at_the_node = Vec::new();
+        for _ in 0..2 {
+            clients.push(TcpStream::connect(proxy.address()).await.unwrap());
+            at_the_node.push(listener.accept().await.unwrap().0);
+        }
+        for client in clients {
+            let (_stream, number) = reconnect(&proxy, client).await;
+            assert_eq!(number, 1);
+        }
+        for mut stream in at_the_node {
+            let mut heard = [0; 10];
+            stream.read_exact(&mut heard).await.unwrap();
+            assert_eq!(&heard, b"last words");
+            let end = time::timeout(Duration::from_millis(50), stream.read_u8()).await;
+            assert!(end.is_err(), "the node has heard of the close: {end:?}");
+        }
+        assert_eq!(said(&proxy).iter().filter(|event| event.ends_with("cut off")).count(), 1);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_routed_after_harm_that_could_not_be_done() {
+        let node = node(0).await;
+        let hurt: Hurt = Box::new(|_, _| Box::pin(async { Err("it is not there".into()) }));
+        let proxy = Proxy::start(Mode::Kill, vec![node.address], hurt).await.unwrap();
+        let (stream, _) = connect(&proxy).await;
+        stream.set_zero_linger().unwrap();
+        drop(stream);
+        let mut nobody = TcpStream::connect(proxy.address()).await.unwrap();
+        assert!(nobody.read_u8().await.is_err());
+        assert_eq!(
+            said(&proxy)[2..],
+            ["backend 0 not harmed: it is not there", "c2 -> nowhere: no backend accepts it"]
+        );
     }
 }

@@ -4,7 +4,7 @@ use std::{fs, io, net::SocketAddr, path::PathBuf, process::Command, time::Durati
 
 use crate::{
     process::{ProcessError, ProcessGroup},
-    samba::{SHARE, SambaSite},
+    samba::{SHARE, SambaSite, SambaTools},
 };
 
 /// What a test said.
@@ -56,6 +56,16 @@ pub enum SmbtortureError {
         /// What it had printed.
         output: String,
     },
+}
+
+/// The names of all tests that begin with `prefix`, in the order of their suites.
+pub fn list(tools: &SambaTools, prefix: &str) -> Result<Vec<String>, SmbtortureError> {
+    let program = tools.smbtorture().ok_or(SmbtortureError::Missing)?;
+    let output = Command::new(program).arg("--list").output().map_err(files(program))?;
+    let output = String::from_utf8_lossy(&output.stdout).into_owned();
+    // Each line names a test and, after that, the test again.
+    let tests = output.lines().filter_map(|line| line.rsplit_once('.')).map(|(test, _)| test);
+    Ok(tests.filter(|test| test.starts_with(prefix)).map(str::to_owned).collect())
 }
 
 /// Runs one test, such as `smb2.durable-open.reopen2`, against a server of the site (or a proxy in front of
@@ -120,6 +130,16 @@ fn verdict(output: &str) -> Verdict {
     } else {
         Verdict::Error
     }
+}
+
+/// What a test says about why it did not pass: what follows its verdict, in brackets.
+pub fn explanation(output: &str) -> Option<String> {
+    let mut lines = output.lines().skip_while(|line| {
+        !["failure: ", "error: ", "skip: "].iter().any(|keyword| line.starts_with(keyword))
+    });
+    lines.next()?;
+    let text: Vec<&str> = lines.take_while(|line| *line != "]").collect();
+    Some(text.join(" ").trim().to_owned())
 }
 
 fn files(path: &std::path::Path) -> impl FnOnce(io::Error) -> SmbtortureError {
