@@ -4,22 +4,24 @@
 //! the id is in use. The shim answers such a look-up with [`in_use_record`] where an id belongs to another node, or is
 //! alive anywhere in the cluster.
 
-use statedb::{ClientGuid, CreateGuid, DurableFileId, Millis};
+use statedb::{AppInstanceVersion, ClientGuid, CreateGuid, DurableFileId, FileKey, Millis};
 
 use crate::records::{NtTime, OpenGlobal, SecurityId, ServerId};
 use crate::version::Layout;
 
-/// Bytes of the longest `open_global` value of an open that is not durable: 256 with a SID of five sub-authorities,
-/// and four more for each of the ten that a SID can have beyond that. A durable open's cookie adds at least 340, so
-/// that every value shorter than this is surely not durable.
-const NOT_DURABLE_LEN_MAX: u32 = 256 + 4 * 10;
+/// By how many bytes a SID of fifteen sub-authorities, the most that it can have, is longer than one of five.
+const LONGEST_SID_ADDS: u32 = 4 * 10;
 
-/// The length from which on an `open_global` value may be that of a durable open.
+/// The length from which on an `open_global` value may be that of a durable open: one byte more than the longest of an
+/// open that is not durable. The cookie of a durable open adds at least 270, which is more than a shorter SID takes away.
 #[must_use]
 pub fn open_global_durable_min_len(layout: Layout) -> u32 {
-    match layout {
-        Layout::V4_17 => NOT_DURABLE_LEN_MAX + 1,
-    }
+    let not_durable_len = match layout {
+        Layout::V4_17 => 256,
+        Layout::V4_22 => 248,
+        Layout::V4_25 => 304,
+    };
+    not_durable_len + LONGEST_SID_ADDS + 1
 }
 
 /// The value of an `open_global` record that smbd takes for an open in use, and that no client can reconnect to: it is
@@ -30,17 +32,24 @@ pub fn in_use_record(layout: Layout) -> Vec<u8> {
     let open = OpenGlobal {
         seqnum: 1,
         server_id: ServerId::DISCONNECTED,
+        session_global_id: 0,
+        tcon_global_id: 0,
         open_global_id: 0,
         open_persistent_id: DurableFileId(0),
         open_volatile_id: 0,
+        file: FileKey { device: 0, inode: 0, extid: 0 },
+        name_hash: 0,
         open_owner: nobody,
         open_time: NtTime::default(),
         create_guid: CreateGuid::default(),
         client_guid: ClientGuid::default(),
         app_instance_id: [0; 16],
+        app_instance_version: AppInstanceVersion { high: 0, low: 0 },
+        create_action: 0,
         disconnect_time: NtTime::default(),
         durable_timeout: Millis::default(),
         durable: false,
+        persistent: false,
         backend_cookie: None,
         channel_sequence: 0,
         channel_generation: 0,
@@ -56,18 +65,20 @@ mod tests {
 
     #[test]
     fn the_record_in_use_decodes_and_is_nobodys() {
-        let record =
-            OpenGlobal::decode(Layout::V4_17, &in_use_record(Layout::V4_17)).expect("it was just encoded");
-        assert_eq!(record.holder(), Holder::Disconnected);
-        assert!(!record.durable);
+        for layout in Layout::ALL {
+            let record = OpenGlobal::decode(layout, &in_use_record(layout)).expect("it was just encoded");
+            assert_eq!(record.holder(), Holder::Disconnected, "{layout}");
+            assert!(!record.durable, "{layout}");
+        }
     }
 
     #[test]
     fn a_record_that_is_not_durable_is_short_whatever_its_owner() {
-        let mut open =
-            OpenGlobal::decode(Layout::V4_17, &in_use_record(Layout::V4_17)).expect("it was just encoded");
-        open.open_owner.sub_authorities = vec![u32::MAX; SecurityId::SUB_AUTHORITIES_MAX];
-        let longest = u32::try_from(open.encode(Layout::V4_17).len()).expect("a few hundred bytes");
-        assert!(longest < open_global_durable_min_len(Layout::V4_17), "{longest}");
+        for layout in Layout::ALL {
+            let mut open = OpenGlobal::decode(layout, &in_use_record(layout)).expect("it was just encoded");
+            open.open_owner.sub_authorities = vec![u32::MAX; SecurityId::SUB_AUTHORITIES_MAX];
+            let longest = u32::try_from(open.encode(layout).len()).expect("a few hundred bytes");
+            assert_eq!(longest + 1, open_global_durable_min_len(layout), "{layout}");
+        }
     }
 }

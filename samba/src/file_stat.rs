@@ -50,6 +50,7 @@ impl FileStat {
             // This Samba takes the seconds of ctime from mtime. It compares what it took itself, so the
             // mistake has to be made here too.
             Layout::V4_17 => unix_nanos(metadata.mtime(), metadata.ctime_nsec()),
+            Layout::V4_22 | Layout::V4_25 => unix_nanos(metadata.ctime(), metadata.ctime_nsec()),
         };
         let btime = if before.internal_flags & CookieStat::CALCULATED_BTIME != 0 {
             [ctime, mtime, atime].into_iter().min().expect("there are three")

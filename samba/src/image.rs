@@ -11,9 +11,16 @@
 //! - Every byte-range lock is the open's own.
 //! - `decode(encode(image)) = image`.
 //!
+//! # Layouts
+//!
+//! An image has the layout of the smbd that it was captured from, and its records are updated by values of that layout.
+//! While the nodes of a cluster are upgraded one after the other their layouts differ: then an image is
+//! [turned](OpenImage::in_layout) into the layout of the node that is to give it back. What only the older or only the
+//! newer smbd notes down is left out, or worked out from the rest.
+//!
 //! # What cannot be known
 //!
-//! smbd keeps these in its memory only: the CreateOptions, so an open that was made with
+//! smbd keeps these in its memory only: before 4.25 the CreateOptions, so an open that was made with
 //! FILE_DELETE_ON_CLOSE looks like any other until it is marked for deletion; a break of an oplock that is
 //! under way (that of a lease is in its record); the position and the lock sequence array since the last store of
 //! the open's own record.
@@ -23,16 +30,26 @@ use std::sync::Arc;
 
 use frame::{Database, RecordKey};
 use statedb::{
-    AppInstance, ClientGuid, CreateAction, CreateGuid, CreateOptions, Durability, DurableFileId, FileKey,
-    Lease, LeaseEpoch, LeaseKey, LeaseVersion, OpenDescription, Oplock, OplockState, ShareName, Sid,
+    AppInstance, AppInstanceVersion, ClientGuid, CreateAction, CreateGuid, CreateOptions, Durability,
+    DurableFileId, FileKey, Lease, LeaseEpoch, LeaseKey, LeaseState, LeaseVersion, OpenDescription, Oplock,
+    OplockState, ShareName, Sid,
 };
 use thiserror::Error;
 
 use crate::records::{
-    BrlockEntry, DurableCookie, Holder, LeaseRecord, LockingRecord, OpenGlobal, RecordError, ShareModeData,
-    ShareModeEntry, ShareModes, file_key, lease_record_key,
+    BrlockEntry, DurableCookie, Holder, LeaseRecord, LockingRecord, NtTime, OpenGlobal, RecordError,
+    ShareModeData, ShareModeEntry, ShareModes, file_key, lease_record_key,
 };
 use crate::version::Layout;
+
+/// What a client says that names no version of its application instance.
+const NO_VERSION: AppInstanceVersion = AppInstanceVersion { high: 0, low: 0 };
+
+/// The CreateAction of an open of a file that was there (MS-SMB2 2.2.14), and of every reconnect.
+const FILE_OPENED: u32 = 1;
+
+/// FILE_DELETE_ON_CLOSE among the CreateOptions (MS-SMB2 2.2.13).
+const FILE_DELETE_ON_CLOSE: u32 = 0x1000;
 
 /// The version of the form in which images are stored.
 const FORMAT_VERSION: u16 = 1;
@@ -210,6 +227,39 @@ impl OpenImage {
         Ok(Change::Changed)
     }
 
+    /// The same open with the records that an smbd of another layout would have of it.
+    ///
+    /// Refused for a file that is marked for deletion, because nobody here understands the security tokens of those who
+    /// have marked it, and for a persistent handle where the layout has none.
+    pub fn in_layout(&self, layout: Layout) -> Result<Self, ImageError> {
+        if layout == self.layout {
+            return Ok(self.clone());
+        }
+        let id = self.durable_file_id();
+        let refused = |what| ImageError::NotInLayout { id, what, from: self.layout, to: layout };
+        if !self.data.delete_tokens.marks.is_empty() {
+            return Err(refused("a mark for deletion"));
+        }
+        if self.open_global.persistent && !layout.has_version_1() {
+            return Err(refused("a persistent handle"));
+        }
+        let mut image = Self { layout, ..self.clone() };
+        if !self.layout.has_version_1() {
+            image.open_global.create_action = FILE_OPENED;
+            image.open_global.file = self.file();
+            image.open_global.name_hash = self.entry.name_hash;
+        } else if !layout.has_version_1() {
+            image.data.old_write_time = NtTime::from(self.cookie().stat.mtime);
+        }
+        // What the layout does not have is left out on the way.
+        Self::decode(&image.encode())
+    }
+
+    /// The image that [`OpenImage::encode`] has made these bytes of, [in the layout](Self::in_layout) of the smbd here.
+    pub fn decode_for(layout: Layout, bytes: &[u8]) -> Result<Self, ImageError> {
+        Self::decode(bytes)?.in_layout(layout)
+    }
+
     /// The layout that its records have.
     #[must_use]
     pub fn layout(&self) -> Layout {
@@ -293,8 +343,10 @@ impl OpenImage {
             durable_file_id: open.open_persistent_id,
             create_guid: open.create_guid,
             client_guid: open.client_guid,
-            app_instance: (open.app_instance_id != [0; 16])
-                .then_some(AppInstance { id: open.app_instance_id, version: None }),
+            app_instance: (open.app_instance_id != [0; 16]).then_some(AppInstance {
+                id: open.app_instance_id,
+                version: (open.app_instance_version != NO_VERSION).then_some(open.app_instance_version),
+            }),
             durable_owner: Sid(open.open_owner.to_string().into()),
             share,
             path: self.path().into(),
@@ -304,14 +356,19 @@ impl OpenImage {
             parent_directory: None,
             granted_access: self.entry.access_mask,
             share_access: self.entry.share_access,
-            create_options: CreateOptions::default(),
-            // smbd's records say neither what became of the file nor whether a replay is possible: it answers replays from
-            // its own memory.
-            create_action: CreateAction::default(),
+            create_options: CreateOptions(if self.cookie().initial_delete_on_close {
+                FILE_DELETE_ON_CLOSE
+            } else {
+                0
+            }),
+            create_action: self.create_action(),
+            // smbd answers replays from its own memory.
             is_replay_eligible: false,
             oplock: self.oplock(),
             oplock_state: if breaking { OplockState::Breaking } else { OplockState::Held },
-            durability: if open.create_guid == CreateGuid::default() {
+            durability: if open.persistent {
+                Durability::Persistent
+            } else if open.create_guid == CreateGuid::default() {
                 Durability::DurableV1
             } else {
                 Durability::DurableV2
@@ -324,6 +381,20 @@ impl OpenImage {
             allocation_size: self.cookie().initial_allocation_size,
             image: Arc::from(self.encode()),
         }
+    }
+
+    fn create_action(&self) -> CreateAction {
+        match self.open_global.create_action {
+            0 if self.layout.has_version_1() => CreateAction::Superseded,
+            2 => CreateAction::Created,
+            3 => CreateAction::Overwritten,
+            _ => CreateAction::Opened,
+        }
+    }
+
+    /// What it may cache.
+    pub(crate) fn caching(&self) -> LeaseState {
+        self.oplock().caching()
     }
 
     fn oplock(&self) -> Oplock {
@@ -541,6 +612,18 @@ pub enum ImageError {
     UnknownLayout {
         /// The layout's number.
         number: u16,
+    },
+    /// The open has something that an smbd of the layout wanted cannot be told.
+    #[error("open {id} of Samba {from} has {what}, which cannot be turned into the records of Samba {to}")]
+    NotInLayout {
+        /// The open.
+        id: DurableFileId,
+        /// What it has.
+        what: &'static str,
+        /// The layout it has.
+        from: Layout,
+        /// The layout it should have.
+        to: Layout,
     },
     /// The image ends too soon.
     #[error("the image ends within its {what}: {wanted} bytes are wanted, {left} are left")]

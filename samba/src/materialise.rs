@@ -34,6 +34,7 @@ use crate::records::{
     BrlockEntry, CookieStat, DurableCookie, Holder, LeaseRecord, LockingRecord, NtTime, OpenGlobal, ServerId,
     ShareModeData, ShareModeEntry, ShareModeLock, ShareModes, UnixMicros,
 };
+use crate::version::Layout;
 
 pub use in_the_way::{LocksInTheWay, locks_in_the_way, stands_in_the_way};
 
@@ -126,6 +127,8 @@ pub fn place_open_global(
 fn disconnected(image: &OpenImage, disconnected_at: NtTime, stat: &CookieStat) -> OpenGlobal {
     OpenGlobal {
         server_id: ServerId::DISCONNECTED,
+        session_global_id: 0,
+        tcon_global_id: 0,
         disconnect_time: disconnected_at,
         backend_cookie: Some(DurableCookie {
             allow_reconnect: true,
@@ -168,8 +171,18 @@ pub fn place_entry(
         },
         None => ShareModeData { flags: flags_of(image), ..image.data().clone() },
     });
+    count_persistent(share_modes);
     touch(lock);
     Ok(Edit::Store(record))
+}
+
+/// Brings up to date how many of the opens are persistent handles.
+fn count_persistent(share_modes: &mut ShareModes) {
+    let is_persistent = |entry: &&ShareModeEntry| entry.flags & ShareModeEntry::PERSISTENT_OPEN != 0;
+    let count = share_modes.entries.iter().filter(is_persistent).count();
+    if let Some(data) = &mut share_modes.data {
+        data.num_persistent = u32::try_from(count).unwrap_or(u32::MAX);
+    }
 }
 
 /// Both epochs grow with every change, so that who compares them sees it.
@@ -218,10 +231,12 @@ fn flags_of(image: &OpenImage) -> u16 {
     const FILE_SHARE_DELETE: u32 = 0x4;
 
     let entry = image.entry();
-    let caches_reads = match image.lease() {
-        Some(lease) => lease.current_state.0 & LeaseState::READ != 0,
-        None => entry.op_type != ShareModeEntry::NO_OPLOCK,
+    let summed_up = match image.layout() {
+        // It looks at reads only, so it adds no other bit when it grants something.
+        Layout::V4_17 => LeaseState::READ,
+        Layout::V4_22 | Layout::V4_25 => LeaseState::READ | LeaseState::WRITE | LeaseState::HANDLE,
     };
+    let caching = image.caching().0 & summed_up;
     let summary = [
         (entry.access_mask.0, FILE_READ_DATA | FILE_EXECUTE, ShareModeData::ACCESS_READ),
         (entry.access_mask.0, FILE_WRITE_DATA | FILE_APPEND_DATA, ShareModeData::ACCESS_WRITE),
@@ -229,8 +244,9 @@ fn flags_of(image: &OpenImage) -> u16 {
         (entry.share_access.0, FILE_SHARE_READ, ShareModeData::SHARE_READ),
         (entry.share_access.0, FILE_SHARE_WRITE, ShareModeData::SHARE_WRITE),
         (entry.share_access.0, FILE_SHARE_DELETE, ShareModeData::SHARE_DELETE),
-        // Of what an open may cache smbd looks at reads only, so it adds no other bit when it grants one.
-        (u32::from(caches_reads), 1, ShareModeData::LEASE_READ),
+        (caching, LeaseState::READ, ShareModeData::LEASE_READ),
+        (caching, LeaseState::WRITE, ShareModeData::LEASE_WRITE),
+        (caching, LeaseState::HANDLE, ShareModeData::LEASE_HANDLE),
     ];
     let set = summary.into_iter().filter(|(bits, mask, _)| bits & mask != 0);
     set.fold(0, |flags, (_, _, flag)| flags | flag)
@@ -329,6 +345,7 @@ pub fn remove_entry(
             if share_modes.entries.iter().any(|entry| entry.lease() == unused_lease) {
                 unused_lease = None;
             }
+            count_persistent(share_modes);
             if share_modes.entries.is_empty() {
                 lock.share_modes = None;
             }

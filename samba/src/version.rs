@@ -62,17 +62,35 @@ impl fmt::Display for SambaVersion {
 pub enum Layout {
     /// Samba 4.17. Checked on 4.17.12; patch releases of a stable series do not change stored structures.
     V4_17,
+    /// Samba 4.22. Checked on 4.22.11.
+    V4_22,
+    /// Samba 4.25. Checked on 4.25.1.
+    V4_25,
 }
 
 impl Layout {
     /// The versions that have a layout, for messages.
-    const KNOWN: &str = "4.17.x";
+    const KNOWN: &str = "4.17.x, 4.22.x and 4.25.x";
+
+    /// All of them, in the order of their versions.
+    pub const ALL: [Self; 3] = [Self::V4_17, Self::V4_22, Self::V4_25];
 
     /// The layout of a version.
     pub fn for_version(version: &SambaVersion) -> Result<Self, VersionError> {
         match (version.major, version.minor) {
             (4, 17) => Ok(Self::V4_17),
+            (4, 22) => Ok(Self::V4_22),
+            (4, 25) => Ok(Self::V4_25),
             _ => Err(VersionError::Unknown { version: version.clone() }),
+        }
+    }
+
+    /// Whether it has the structures that Samba numbers 1: these say which opens are persistent handles, and what became
+    /// of the file at their CREATE.
+    pub(crate) fn has_version_1(self) -> bool {
+        match self {
+            Self::V4_17 | Self::V4_22 => false,
+            Self::V4_25 => true,
         }
     }
 
@@ -80,15 +98,14 @@ impl Layout {
     pub(crate) fn number(self) -> u16 {
         match self {
             Self::V4_17 => 417,
+            Self::V4_22 => 422,
+            Self::V4_25 => 425,
         }
     }
 
     /// The layout with that number.
     pub(crate) fn from_number(number: u16) -> Option<Self> {
-        match number {
-            417 => Some(Self::V4_17),
-            _ => None,
-        }
+        Self::ALL.into_iter().find(|layout| layout.number() == number)
     }
 }
 
@@ -96,6 +113,8 @@ impl fmt::Display for Layout {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::V4_17 => "4.17",
+            Self::V4_22 => "4.22",
+            Self::V4_25 => "4.25",
         })
     }
 }
@@ -129,17 +148,40 @@ mod tests {
     use super::*;
 
     #[test]
-    fn debians_version_is_parsed() {
-        let version = SambaVersion::parse("Version 4.17.12-Debian\n").unwrap();
-        assert_eq!(version.to_string(), "4.17.12-Debian");
-        assert_eq!(Layout::for_version(&version).unwrap(), Layout::V4_17);
+    fn debians_versions_are_parsed() {
+        for (printed, shown, layout) in [
+            ("Version 4.17.12-Debian\n", "4.17.12-Debian", Layout::V4_17),
+            (
+                "Version 4.22.11-Debian-4.22.11+dfsg-0+deb13u1\n",
+                "4.22.11-Debian-4.22.11+dfsg-0+deb13u1",
+                Layout::V4_22,
+            ),
+            ("Version 4.25.1-Debian-4.25.1+dfsg-1\n", "4.25.1-Debian-4.25.1+dfsg-1", Layout::V4_25),
+        ] {
+            let version = SambaVersion::parse(printed).unwrap();
+            assert_eq!(version.to_string(), shown);
+            assert_eq!(Layout::for_version(&version).unwrap(), layout);
+        }
     }
 
     #[test]
     fn unknown_version_is_refused_by_name() {
-        let version = SambaVersion::parse("Version 4.22.11-Debian-4.22.11+dfsg-0+deb13u1").unwrap();
-        let message = Layout::for_version(&version).unwrap_err().to_string();
-        assert!(message.contains("4.22.11-Debian") && message.contains("4.17.x"), "{message}");
+        for unknown in
+            ["4.16.4", "4.18.0", "4.21.10", "4.23.0-Debian", "4.24.5", "4.26.0", "3.17.0", "5.17.0"]
+        {
+            let version = SambaVersion::parse(&format!("Version {unknown}")).unwrap();
+            let message = Layout::for_version(&version).unwrap_err().to_string();
+            assert!(message.contains(unknown) && message.contains("4.17.x, 4.22.x and 4.25.x"), "{message}");
+        }
+    }
+
+    #[test]
+    fn every_layout_has_its_own_number() {
+        for layout in Layout::ALL {
+            assert_eq!(Layout::from_number(layout.number()), Some(layout));
+            assert_eq!(layout.number().to_string(), layout.to_string().replace('.', ""));
+        }
+        assert_eq!(Layout::from_number(418), None);
     }
 
     #[test]

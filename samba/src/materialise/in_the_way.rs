@@ -51,7 +51,7 @@ pub fn stands_in_the_way(
     let marks = share_modes.data.as_ref().map_or(0, |data| data.delete_tokens.marks.len());
     let was_marked = marks > image.data().delete_tokens.marks.len();
 
-    let orphan = Caching::of(image.entry(), image.lease().map(|lease| lease.current_state));
+    let orphan = Caching { entry: image.entry(), state: image.caching() };
     was_marked
         || share_modes.entries.iter().any(|entry| {
             let is_away = entry.server_id == ServerId::DISCONNECTED;
@@ -151,8 +151,7 @@ pub fn locks_in_the_way(
     if others().any(keeps_out) {
         return LocksInTheWay::Overlap;
     }
-    let caches =
-        Caching::of(image.entry(), image.lease().map(|lease| lease.current_state)).state != LeaseState::NONE;
+    let caches = Caching { entry: image.entry(), state: image.caching() }.state != LeaseState::NONE;
     if caches && others().any(|lock| !is_under_lease_of(lock, record, image)) {
         return LocksInTheWay::BreaksCaching;
     }

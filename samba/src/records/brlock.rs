@@ -4,7 +4,6 @@ use statedb::ByteRangeLock;
 
 use super::error::RecordError;
 use super::identity::ServerId;
-use super::v4_17;
 use crate::version::Layout;
 
 /// One byte-range lock. A record of `brlock.tdb` is an unordered array of them.
@@ -26,6 +25,8 @@ pub struct BrlockEntry {
     pub exclusive: bool,
     /// A lock by POSIX rules instead of Windows'.
     pub posix: bool,
+    /// A lock of a persistent handle. Since 4.25.
+    pub persistent: bool,
 }
 
 impl BrlockEntry {
@@ -37,16 +38,12 @@ impl BrlockEntry {
 
     /// Decodes the value of a record of `brlock.tdb`.
     pub fn decode_all(layout: Layout, value: &[u8]) -> Result<Vec<Self>, RecordError> {
-        match layout {
-            Layout::V4_17 => v4_17::decode_brlocks(value),
-        }
+        layout.codec().decode_brlocks(value)
     }
 
     /// The value of a record of `brlock.tdb`, byte for byte what smbd would store.
     #[must_use]
     pub fn encode_all(layout: Layout, locks: &[Self]) -> Vec<u8> {
-        match layout {
-            Layout::V4_17 => v4_17::encode_brlocks(locks),
-        }
+        layout.codec().encode_brlocks(locks)
     }
 }

@@ -110,6 +110,16 @@ impl From<SystemTime> for NtTime {
     }
 }
 
+impl From<UnixNanos> for NtTime {
+    /// Instants before 1970 become 1970.
+    fn from(time: UnixNanos) -> Self {
+        let seconds = u64::try_from(time.seconds).unwrap_or(0);
+        let ticks =
+            seconds.saturating_mul(Self::TICKS_PER_SECOND).saturating_add(u64::from(time.nanos / 100));
+        Self(ticks.saturating_add(Self::UNIX_EPOCH))
+    }
+}
+
 /// A `struct timeval`: seconds and microseconds since 1970.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct UnixMicros {

@@ -3,7 +3,6 @@
 use statedb::{ClientGuid, FileKey, LeaseEpoch, LeaseKey, LeaseState};
 
 use super::error::RecordError;
-use super::v4_17;
 use crate::version::Layout;
 
 /// The key of a lease's record in `leases.tdb`.
@@ -50,16 +49,12 @@ pub struct LeaseFile {
 impl LeaseRecord {
     /// Decodes a record's value.
     pub fn decode(layout: Layout, value: &[u8]) -> Result<Self, RecordError> {
-        match layout {
-            Layout::V4_17 => v4_17::decode_lease(value),
-        }
+        layout.codec().decode_lease(value)
     }
 
     /// The record's value, byte for byte what smbd would store.
     #[must_use]
     pub fn encode(&self, layout: Layout) -> Vec<u8> {
-        match layout {
-            Layout::V4_17 => v4_17::encode_lease(self),
-        }
+        layout.codec().encode_lease(self)
     }
 }

@@ -1,10 +1,10 @@
 //! Who has a file open and how, as `locking.tdb` has it.
 
-use statedb::{AccessMask, ClientGuid, DurableFileId, FileKey, LeaseKey, ShareAccess};
+use statedb::{AccessMask, ClientGuid, CreateGuid, DurableFileId, FileKey, LeaseKey, ShareAccess};
 
+use super::codec;
 use super::error::RecordError;
 use super::identity::{NtTime, ServerId, UnixMicros};
-use super::v4_17;
 use crate::version::Layout;
 
 /// The length of a file id: the key of `locking.tdb` and `brlock.tdb`.
@@ -62,7 +62,7 @@ pub struct ShareModes {
     pub entries: Vec<ShareModeEntry>,
 }
 
-/// What all opens of a file have in common.
+/// What all opens of a file have in common. What a layout does not have is zero.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShareModeData {
     /// Changes with every change of this structure; smbd's processes cache it by this number.
@@ -75,11 +75,13 @@ pub struct ShareModeData {
     pub base_name: Option<String>,
     /// The stream's name, if it is one.
     pub stream_name: Option<String>,
+    /// How many of the opens are persistent handles. Since 4.25.
+    pub num_persistent: u32,
     /// The marks for deletion.
     pub delete_tokens: DeleteTokens,
-    /// The last write time when the first open was made.
+    /// The last write time when the first open was made. Before 4.25.
     pub old_write_time: NtTime,
-    /// The last write time that a client has set.
+    /// The last write time that a client has set. Before 4.25.
     pub changed_write_time: NtTime,
     /// The file.
     pub file: FileKey,
@@ -115,18 +117,22 @@ pub struct DeleteTokens {
     pub security_tokens: Vec<u8>,
 }
 
-/// One mark for deletion.
+/// One mark for deletion. What a layout does not have is zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeleteMark {
     /// The name it concerns; compare with [`ShareModeEntry::name_hash`].
     pub name_hash: u32,
+    /// The lease of the directory that the one who has set the mark has. Since 4.22.
+    pub parent_lease_key: LeaseKey,
+    /// The open by which the mark was set. Since 4.25.
+    pub open_persistent_id: DurableFileId,
     /// Whether a Windows security token follows.
     pub has_nt_token: bool,
     /// Whether a unix token follows.
     pub has_unix_token: bool,
 }
 
-/// One open of a file.
+/// One open of a file. What a layout does not have is zero.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShareModeEntry {
     /// The process that has the open.
@@ -137,21 +143,23 @@ pub struct ShareModeEntry {
     pub op_type: u16,
     /// The client, if the open has a lease; else zero.
     pub client_guid: ClientGuid,
+    /// The CreateGuid of a persistent handle; else zero. Since 4.25.
+    pub create_guid: CreateGuid,
     /// The lease key, if the open has a lease; else zero.
     pub lease_key: LeaseKey,
     /// What the open may do.
     pub access_mask: AccessMask,
     /// What others may do meanwhile.
     pub share_access: ShareAccess,
-    /// How the open was made; only what smbd's own emulations need of it.
+    /// How the open was made; only what smbd's own emulations need of it. Before 4.25.
     pub private_options: u32,
     /// When the open was made. The link to its record in `smbXsrv_open_global.tdb`.
     pub time: UnixMicros,
-    /// The process's own number for the open; the persistent id once it is disconnected.
+    /// The process's own number for the open; the persistent id once it is disconnected, and always since 4.25.
     pub share_file_id: u64,
     /// The unix user.
     pub uid: u32,
-    /// `SHARE_MODE_FLAG_POSIX_OPEN` or 0.
+    /// `SHARE_ENTRY_FLAG_POSIX_OPEN` and, since 4.25, [`ShareModeEntry::PERSISTENT_OPEN`] and others.
     pub flags: u16,
     /// A hash of the file's name.
     pub name_hash: u32,
@@ -169,6 +177,9 @@ impl ShareModeEntry {
     /// [`ShareModeEntry::op_type`] of an open with a lease.
     pub const LEASE_OPLOCK: u16 = 0x100;
 
+    /// In [`ShareModeEntry::flags`]: a persistent handle.
+    pub const PERSISTENT_OPEN: u16 = 0x10;
+
     /// Whether this is a disconnected open with that persistent id.
     #[must_use]
     pub fn is_disconnected(&self, id: DurableFileId) -> bool {
@@ -185,16 +196,12 @@ impl ShareModeEntry {
 impl ShareModes {
     /// Decodes what the lock of a record protects.
     pub(crate) fn decode(layout: Layout, value: &[u8]) -> Result<Self, RecordError> {
-        match layout {
-            Layout::V4_17 => v4_17::decode_share_modes(value),
-        }
+        codec::decode_share_modes(layout, value)
     }
 
     /// What the lock of a record protects, byte for byte what smbd would store.
     pub(crate) fn encode(&self, layout: Layout) -> Vec<u8> {
-        match layout {
-            Layout::V4_17 => v4_17::encode_share_modes(self),
-        }
+        codec::encode_share_modes(layout, self)
     }
 
     /// Puts the entries in the order in which smbd searches them: descending by process and number.
@@ -207,17 +214,13 @@ impl ShareModes {
 impl LockingRecord {
     /// Decodes a record's value.
     pub fn decode(layout: Layout, value: &[u8]) -> Result<Self, RecordError> {
-        match layout {
-            Layout::V4_17 => v4_17::decode_locking(value),
-        }
+        codec::decode_locking(layout, value)
     }
 
     /// The record's value, byte for byte what smbd would store.
     #[must_use]
     pub fn encode(&self, layout: Layout) -> Vec<u8> {
-        match layout {
-            Layout::V4_17 => v4_17::encode_locking(self),
-        }
+        codec::encode_locking(layout, self)
     }
 
     /// The opens of the file.

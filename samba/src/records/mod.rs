@@ -8,14 +8,19 @@
 //! header that CTDB puts before each value of a clustered database.
 
 mod brlock;
+mod codec;
 mod error;
 mod identity;
 mod lease;
 mod locking;
 mod ndr;
 mod open_global;
+mod parts;
 mod tcon_global;
 mod v4_17;
+mod v4_22;
+mod v4_25;
+mod version_0;
 
 pub use brlock::BrlockEntry;
 pub use error::{Problem, RecordError};

@@ -14,6 +14,9 @@ const FIRST_REFERENT: u32 = 0x0002_0000;
 /// The distance between two referent ids.
 const REFERENT_STEP: u32 = 4;
 
+/// What stands for a reference, a pointer that is never null and needs no referent id.
+const REFERENCE: u32 = 0xAEF1_AEF1;
+
 /// Reads one blob out of a record's value.
 pub(crate) struct NdrReader<'a> {
     record: Database,
@@ -120,6 +123,18 @@ impl<'a> NdrReader<'a> {
         self.array(field)
     }
 
+    /// An enumeration with the values 0 and 1.
+    pub(crate) fn either(&mut self, field: &'static str, meaning: &'static str) -> Result<bool, RecordError> {
+        match self.u32(field)? {
+            0 => Ok(false),
+            1 => Ok(true),
+            found => {
+                let position = self.position() - size_of::<u32>();
+                Err(self.error_at(position, field, Problem::unexpected(found, meaning)))
+            }
+        }
+    }
+
     /// A number that is always the same in this layout.
     pub(crate) fn constant(
         &mut self,
@@ -157,6 +172,38 @@ impl<'a> NdrReader<'a> {
             return Err(self.error_at(position, field, Problem::unexpected(0_u32, "a pointer")));
         }
         Ok(())
+    }
+
+    /// A reference pointer.
+    pub(crate) fn reference(&mut self, field: &'static str) -> Result<(), RecordError> {
+        self.constant(field, REFERENCE, "a reference")
+    }
+
+    /// A blob behind its length, with a structure of its own in it. Nothing if the length is zero.
+    pub(crate) fn blob<T>(
+        &mut self,
+        field: &'static str,
+        read: impl FnOnce(&mut NdrReader<'_>) -> Result<T, RecordError>,
+    ) -> Result<Option<T>, RecordError> {
+        let length = self.u32(field)?;
+        let base = self.position();
+        let bytes = self.take(field, usize::try_from(length).unwrap_or(usize::MAX))?;
+        if bytes.is_empty() {
+            return Ok(None);
+        }
+        let mut reader = NdrReader::nested(self.record, bytes, base);
+        let content = read(&mut reader)?;
+        reader.end(field)?;
+        Ok(Some(content))
+    }
+
+    /// The string that a pointer points to, if it points to one.
+    pub(crate) fn string_if(
+        &mut self,
+        is_some: bool,
+        field: &'static str,
+    ) -> Result<Option<String>, RecordError> {
+        is_some.then(|| self.string(field)).transpose()
     }
 
     /// A conformant and varying string of UTF-8 with its terminator.
@@ -260,6 +307,21 @@ impl NdrWriter {
         } else {
             self.u32(0);
         }
+    }
+
+    pub(crate) fn reference(&mut self) {
+        self.u32(REFERENCE);
+    }
+
+    /// A blob behind its length; the length is zero if there is no content.
+    pub(crate) fn blob<T>(&mut self, content: Option<&T>, write: impl FnOnce(&mut Self, &T)) {
+        let mut writer = Self::default();
+        if let Some(content) = content {
+            write(&mut writer, content);
+        }
+        let bytes = writer.into_bytes();
+        self.count(bytes.len());
+        self.raw(&bytes);
     }
 
     pub(crate) fn string(&mut self, text: &str) {

@@ -1,25 +1,35 @@
 //! An open, as `smbXsrv_open_global.tdb` has it.
 
-use statedb::{ClientGuid, CreateGuid, DurableFileId, FileKey, Millis};
+use statedb::{AppInstanceVersion, ClientGuid, CreateGuid, DurableFileId, FileKey, Millis};
 
+use super::codec;
 use super::error::RecordError;
 use super::identity::{Holder, NtTime, SecurityId, ServerId, UnixNanos};
-use super::v4_17;
 use crate::version::Layout;
 
 /// A record of `smbXsrv_open_global.tdb`: one open, durable or not.
+///
+/// What a layout does not have is zero or false.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenGlobal {
     /// Counts the stores of this record.
     pub seqnum: u32,
     /// The process that has the open.
     pub server_id: ServerId,
+    /// The session that the open belongs to; zero while its client is away. Since 4.25.
+    pub session_global_id: u64,
+    /// The tree connect that the open belongs to; zero while its client is away. Since 4.25.
+    pub tcon_global_id: u32,
     /// The record's own key.
     pub open_global_id: u32,
     /// The persistent half of the FileId. smbd puts [`OpenGlobal::open_global_id`] there.
     pub open_persistent_id: DurableFileId,
     /// The volatile half of the FileId.
     pub open_volatile_id: u64,
+    /// The file; zero if the CREATE has made it. Since 4.25.
+    pub file: FileKey,
+    /// A hash of the file's name; zero if the CREATE has made the file. Since 4.25.
+    pub name_hash: u32,
     /// The user that made the open.
     pub open_owner: SecurityId,
     /// When the open was made, to the microsecond; it stays the same through every reclaim.
@@ -30,12 +40,18 @@ pub struct OpenGlobal {
     pub client_guid: ClientGuid,
     /// Zero if the client said none.
     pub app_instance_id: [u8; 16],
+    /// Zero if the client said none. Since 4.25.
+    pub app_instance_version: AppInstanceVersion,
+    /// What became of the file: the CreateAction of the response (MS-SMB2 2.2.14). Since 4.25.
+    pub create_action: u32,
     /// When the client was lost; zero while it is there.
     pub disconnect_time: NtTime,
     /// How long the open outlives its connection. Zero if it is not durable.
     pub durable_timeout: Millis,
     /// Whether the client was granted a durable handle.
     pub durable: bool,
+    /// Whether it is a persistent handle. Since 4.25.
+    pub persistent: bool,
     /// What the VFS wants back at the reclaim; there if the open is durable.
     pub backend_cookie: Option<DurableCookie>,
     /// `Open.ChannelSequence`.
@@ -49,17 +65,13 @@ pub struct OpenGlobal {
 impl OpenGlobal {
     /// Decodes a record's value.
     pub fn decode(layout: Layout, value: &[u8]) -> Result<Self, RecordError> {
-        match layout {
-            Layout::V4_17 => v4_17::decode_open_global(value),
-        }
+        codec::decode_open_global(layout, value)
     }
 
     /// The record's value, byte for byte what smbd would store.
     #[must_use]
     pub fn encode(&self, layout: Layout) -> Vec<u8> {
-        match layout {
-            Layout::V4_17 => v4_17::encode_open_global(self),
-        }
+        codec::encode_open_global(layout, self)
     }
 
     /// The key of the record of this open.
@@ -86,7 +98,7 @@ pub fn open_global_key(id: DurableFileId) -> [u8; 4] {
     key
 }
 
-/// What Samba's default VFS keeps of a durable open.
+/// What Samba's default VFS keeps of a durable open. What a layout does not have is zero or false.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DurableCookie {
     /// Set when the connection was lost cleanly; smbd refuses a reclaim without.
@@ -101,14 +113,16 @@ pub struct DurableCookie {
     pub initial_allocation_size: u64,
     /// FilePositionInformation at the time of the store.
     pub position: u64,
-    /// A write has started the delayed update of the last write time.
+    /// A write has started the delayed update of the last write time. Before 4.25.
     pub update_write_time_triggered: bool,
-    /// The last write time is to be set at the close.
+    /// The last write time is to be set at the close. Before 4.25.
     pub update_write_time_on_close: bool,
     /// The client has set the last write time itself.
     pub write_time_forced: bool,
-    /// The last write time to set at the close.
+    /// The last write time to set at the close. Before 4.25.
     pub close_write_time: NtTime,
+    /// The open was made with FILE_DELETE_ON_CLOSE. Since 4.25.
+    pub initial_delete_on_close: bool,
     /// The file's metadata. A reclaim is refused if they have changed.
     pub stat: CookieStat,
 }
@@ -153,4 +167,9 @@ pub struct CookieStat {
 impl CookieStat {
     /// The creation time is not stored anywhere but worked out from the other times.
     pub const CALCULATED_BTIME: u32 = 1;
+
+    /// Its time stamps, in the order in which they are stored.
+    pub(super) fn times(&self) -> [UnixNanos; 4] {
+        [self.atime, self.mtime, self.ctime, self.btime]
+    }
 }

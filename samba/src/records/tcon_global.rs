@@ -1,8 +1,8 @@
 //! A tree connect, as `smbXsrv_tcon_global.tdb` has it.
 
+use super::codec;
 use super::error::RecordError;
 use super::identity::{NtTime, ServerId};
-use super::v4_17;
 use crate::version::Layout;
 
 /// A record of `smbXsrv_tcon_global.tdb`. smbd stores it twice: when the tree connect is being made and,
@@ -32,16 +32,12 @@ pub struct TconGlobal {
 impl TconGlobal {
     /// Decodes a record's value.
     pub fn decode(layout: Layout, value: &[u8]) -> Result<Self, RecordError> {
-        match layout {
-            Layout::V4_17 => v4_17::decode_tcon_global(value),
-        }
+        codec::decode_tcon_global(layout, value)
     }
 
     /// The record's value, byte for byte what smbd would store.
     #[must_use]
     pub fn encode(&self, layout: Layout) -> Vec<u8> {
-        match layout {
-            Layout::V4_17 => v4_17::encode_tcon_global(self),
-        }
+        codec::encode_tcon_global(layout, self)
     }
 }

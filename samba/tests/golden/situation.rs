@@ -8,17 +8,16 @@ use frame::{Database, RecordKey};
 use samba::records::{OpenGlobal, file_key};
 use samba::{Capture, Layout, OpenImage};
 
-pub(crate) const LAYOUT: Layout = Layout::V4_17;
-
 /// The records of one file of `testdata/`.
 pub(crate) struct Situation {
+    pub(crate) layout: Layout,
     pub(crate) name: String,
     pub(crate) records: Vec<(Database, Vec<u8>, Vec<u8>)>,
 }
 
 impl Situation {
-    pub(crate) fn load(name: &str) -> Self {
-        let path = testdata().join(format!("{name}.txt"));
+    pub(crate) fn load(layout: Layout, name: &str) -> Self {
+        let path = testdata(layout).join(format!("{name}.txt"));
         let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         let records = text.lines().filter(|line| !line.starts_with('#')).map(|line| {
             let mut words = line.split(' ');
@@ -26,21 +25,24 @@ impl Situation {
             let database = Database::from_file_name(word().as_bytes()).expect("a database of ours");
             (database, unhex(word()), unhex(word()))
         });
-        Self { name: name.to_owned(), records: records.collect() }
+        Self { layout, name: name.to_owned(), records: records.collect() }
     }
 
-    pub(crate) fn all() -> Vec<Self> {
-        let mut names: Vec<_> = fs::read_dir(testdata())
+    /// All of one layout.
+    pub(crate) fn all(layout: Layout) -> Vec<Self> {
+        let mut names: Vec<_> = fs::read_dir(testdata(layout))
             .expect("testdata is there")
             .map(|entry| entry.expect("it can be read").path())
             .map(|path| path.file_stem().expect("a name").to_str().expect("UTF-8").to_owned())
             .collect();
         names.sort();
-        names.iter().map(|name| Self::load(name)).collect()
+        names.iter().map(|name| Self::load(layout, name)).collect()
     }
 
+    /// The values of a database's records, but for what newer Samba keeps beside the opens.
     pub(crate) fn values(&self, database: Database) -> impl Iterator<Item = &[u8]> {
-        self.records.iter().filter(move |(of, ..)| *of == database).map(|(_, _, value)| value.as_slice())
+        let records = self.records.iter().filter(move |(of, key, _)| *of == database && is_known(*of, key));
+        records.map(|(_, _, value)| value.as_slice())
     }
 
     pub(crate) fn value(&self, database: Database) -> &[u8] {
@@ -53,7 +55,7 @@ impl Situation {
     /// The durable opens, in no particular order.
     pub(crate) fn durable_opens(&self) -> Vec<OpenGlobal> {
         self.values(Database::OpenGlobal)
-            .map(|value| OpenGlobal::decode(LAYOUT, value).unwrap())
+            .map(|value| OpenGlobal::decode(self.layout, value).unwrap())
             .filter(|open| open.durable)
             .collect()
     }
@@ -69,10 +71,10 @@ impl Situation {
 
     /// The image of a durable open, asking for records as the sidecar does.
     pub(crate) fn capture(&self, open: &OpenGlobal) -> OpenImage {
-        let value = open.encode(LAYOUT);
+        let value = open.encode(self.layout);
         let mut records = BTreeMap::new();
         loop {
-            match OpenImage::capture(LAYOUT, &value, &records).unwrap() {
+            match OpenImage::capture(self.layout, &value, &records).unwrap() {
                 Capture::Complete(image) => return *image,
                 Capture::Need(keys) => {
                     assert!(keys.iter().all(|key| !records.contains_key(key)), "asks again: {keys:?}");
@@ -96,8 +98,15 @@ impl Situation {
     }
 }
 
-fn testdata() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("testdata/v4_17")
+/// Whether it is a record that there is a type for. Samba 4.25 keeps its replay cache in the database of the opens, under
+/// keys of another length.
+pub(crate) fn is_known(database: Database, key: &[u8]) -> bool {
+    database != Database::OpenGlobal || key.len() == size_of::<u32>()
+}
+
+fn testdata(layout: Layout) -> PathBuf {
+    let directory = format!("v{}", layout.to_string().replace('.', "_"));
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("testdata").join(directory)
 }
 
 fn unhex(text: &str) -> Vec<u8> {
