@@ -6,9 +6,11 @@
 //! What concerns no durable open of a protected share is let through without a commit.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex as SyncMutex, MutexGuard};
 
 use frame::{Database, RecordKey, Reply, TdbError};
+use futures::{StreamExt, stream};
 use samba::records::{Holder, OpenGlobal};
 use samba::{Capture as Captured, Change as Changed, ImageError, OpenImage};
 use statedb::{
@@ -21,6 +23,7 @@ use tracing::{debug, error, info, warn};
 use super::connection::{Change, Connection, ConnectionError};
 use super::gate::Gate;
 use super::keys;
+use super::left_behind::LeftBehind;
 use super::local::{LocalOpen, LocalOpens};
 use super::service::Settings;
 use super::tracker::Tracker;
@@ -36,6 +39,9 @@ const STRIPES: usize = 64;
 /// lease, then nothing.
 const NEEDS_MAX: usize = 3;
 
+/// How many opens of a process that died alone are disconnected at the same time.
+const BEREAVED_AT_A_TIME: usize = 64;
+
 /// Stands for a process of which nothing is known but that it has an open. No process has this id.
 const UNKNOWN_PROCESS: u32 = 0;
 
@@ -47,7 +53,10 @@ pub struct Capture {
     tracker: Arc<Tracker>,
     gate: Arc<Gate>,
     settings: Arc<Settings>,
+    left_behind: Arc<LeftBehind>,
     opens: SyncMutex<LocalOpens>,
+    /// The newest entry of the log by which an open of a process was disconnected that has died alone.
+    bereaved_at: AtomicU64,
     stripes: [Mutex<()>; STRIPES],
 }
 
@@ -107,21 +116,30 @@ impl Capture {
         tracker: Arc<Tracker>,
         gate: Arc<Gate>,
         settings: Arc<Settings>,
+        left_behind: Arc<LeftBehind>,
         opens: Vec<Open>,
     ) -> Self {
         let mut local = LocalOpens::default();
         for Open { description, state, .. } in opens {
             // Whether a client has the open is the cluster's to say; an image may be older than the last reclaim.
             let process = match state {
-                OpenState::Connected { .. } => {
-                    Some(process_in_image(&description).unwrap_or(UNKNOWN_PROCESS))
-                }
+                OpenState::Connected { .. } => Some(UNKNOWN_PROCESS),
                 OpenState::Disconnected { .. } => None,
             };
             local.insert(LocalOpen { description, process });
         }
         let stripes = std::array::from_fn(|_| Mutex::new(()));
-        Self { proposer, raft, tracker, gate, settings, opens: SyncMutex::new(local), stripes }
+        Self {
+            proposer,
+            raft,
+            tracker,
+            gate,
+            settings,
+            left_behind,
+            opens: SyncMutex::new(local),
+            bereaved_at: AtomicU64::new(0),
+            stripes,
+        }
     }
 
     /// What a process is told about a change that it wants to make; `None` if it has given the change up itself.
@@ -139,8 +157,12 @@ impl Capture {
                 self.open_stored(value, connection).await
             }
             Change::Delete { database: Database::OpenGlobal, key } => self.open_deleted(key).await,
-            Change::Store { database, key, value } => self.shared_changed(*database, key, Some(value)).await,
-            Change::Delete { database, key } => self.shared_changed(*database, key, None).await,
+            Change::Store { database, key, value } => {
+                self.shared_changed(*database, key, Some(value), connection.pid()).await
+            }
+            Change::Delete { database, key } => {
+                self.shared_changed(*database, key, None, connection.pid()).await
+            }
         };
         match decided {
             Ok(()) => Ok(Ok(Some(Reply::Proceed))),
@@ -154,21 +176,86 @@ impl Capture {
         }
     }
 
-    /// A process has ended by itself while its siblings live. What it did not hand over cleanly is closed: its
-    /// records are those of a dead process, and the next one that meets them takes them away.
+    /// A process has ended by itself while its siblings live. What it did not hand over is disconnected for it, as after
+    /// a clean loss of the connection; its records are rewritten by the reconciler. May be said several times.
     ///
     /// # Errors
     ///
     /// If there is no answer: see [`RequestError`].
     pub async fn process_ended(&self, process: u32) -> Result<(), RequestError> {
         let served = self.opens().of_process(process);
-        for id in served {
-            warn!(durable_file_id = %id, process, "an smbd process has ended without handing over its open, which is lost");
-            let (_, outcome) = self.proposer.propose(Request::Close(id)).await?;
-            debug!(durable_file_id = %id, %outcome, "the open of a dead process is closed");
-            self.opens().remove(id);
+        let mut bereaved =
+            stream::iter(served).map(|id| self.bereave(id, process)).buffer_unordered(BEREAVED_AT_A_TIME);
+        while let Some(done) = bereaved.next().await {
+            done?;
         }
         Ok(())
+    }
+
+    async fn bereave(&self, id: DurableFileId, process: u32) -> Result<(), RequestError> {
+        let file = match self.opens().get(id) {
+            Some(local) if local.process == Some(process) => local.description.file,
+            // Settled meanwhile.
+            _ => return Ok(()),
+        };
+        // What the process has asked last may still be under way.
+        let _in_order = self.stripe(file).await;
+        if self.opens().get(id).is_none_or(|local| local.process != Some(process)) {
+            return Ok(());
+        }
+        self.left_behind.add(id);
+        let (log_id, outcome) = self.proposer.propose(Request::Disconnect(id)).await?;
+        info!(durable_file_id = %id, process, %outcome, "an smbd process has died with an open");
+        if !matches!(outcome, Outcome::Disconnected { .. }) {
+            self.left_behind.settle(id);
+        }
+        // Before the process is forgotten: whoever does not see it any more must see this.
+        self.bereaved_at.fetch_max(log_id.index, Ordering::AcqRel);
+        self.lost_its_client(id, &outcome);
+        Ok(())
+    }
+
+    /// The processes that serve opens of a share.
+    #[must_use]
+    pub fn processes_of(&self, share: &ShareName) -> Vec<u32> {
+        let mut processes = self.opens().processes_of(share);
+        processes.retain(|process| *process != UNKNOWN_PROCESS);
+        processes
+    }
+
+    /// Takes from the records of its opens who has them, where that is not known: what the cluster knows may be older
+    /// than the last reclaim. Returns the processes.
+    pub fn take_stock(&self, records: Vec<OpenGlobal>) -> BTreeSet<u32> {
+        let mut processes = BTreeSet::new();
+        for record in records {
+            let Some(process) = process_of(record.holder()) else { continue };
+            let mut opens = self.opens();
+            let Some(local) = opens.get(record.open_persistent_id) else { continue };
+            if local.process != Some(UNKNOWN_PROCESS) {
+                continue;
+            }
+            let mut description = local.description.clone();
+            let refreshed = OpenImage::decode(&description.image).and_then(|mut image| {
+                image.update_open_global(&record.encode(self.settings.layout))?;
+                Ok(image)
+            });
+            match refreshed {
+                Ok(image) => description = image.describe(description.share),
+                Err(error) => {
+                    warn!(durable_file_id = %record.open_persistent_id, error = %chain(&error), "an open's record is not the one that was captured")
+                }
+            }
+            opens.insert(LocalOpen { description, process: Some(process) });
+            processes.insert(process);
+        }
+        processes
+    }
+
+    /// Up to which entry of the log the databases have to be reconciled for all opens of processes that died alone to
+    /// be where their clients find them.
+    #[must_use]
+    pub fn bereaved_at(&self) -> u64 {
+        self.bereaved_at.load(Ordering::Acquire)
     }
 
     async fn open_stored(&self, value: &[u8], connection: &mut Connection) -> Result<(), Refused> {
@@ -279,6 +366,7 @@ impl Capture {
             let (_, outcome) = self.proposer.propose(Request::Reclaim(reclaim)).await?;
             match outcome {
                 Outcome::Reclaimed => {
+                    self.left_behind.settle(id);
                     info!(durable_file_id = %id, share = %description.share, "a client has its open back")
                 }
                 // Asked again after a restart of this sidecar: the first answer got lost, not the decision.
@@ -348,11 +436,12 @@ impl Capture {
         database: Database,
         key: &[u8],
         value: Option<&[u8]>,
+        process: u32,
     ) -> Result<(), Refused> {
         let files = self.files_behind(database, key);
         let _in_order = self.stripes(&files).await;
         loop {
-            let Effects { changed, purged } = self.effects(database, key, value)?;
+            let Effects { changed, purged } = self.effects(database, key, value, process)?;
             debug!(%database, changed = changed.len(), purged = purged.len(), "a shared record is changed");
             for id in purged {
                 info!(durable_file_id = %id, "somebody wanted the file of an open whose client is away");
@@ -379,8 +468,14 @@ impl Capture {
         }
     }
 
-    /// What a new value of a shared record means for the opens behind it.
-    fn effects(&self, database: Database, key: &[u8], value: Option<&[u8]>) -> Result<Effects, Refused> {
+    /// What a new value of a shared record, stored by `process`, means for the opens behind it.
+    fn effects(
+        &self,
+        database: Database,
+        key: &[u8],
+        value: Option<&[u8]>,
+        process: u32,
+    ) -> Result<Effects, Refused> {
         let mut effects = Effects::default();
         for local in self.behind(database, key) {
             let mut image = OpenImage::decode(&local.description.image)?;
@@ -393,9 +488,13 @@ impl Capture {
             match change {
                 Changed::Same => {}
                 Changed::Changed => effects.changed.push(image.describe(local.description.share)),
-                // smbd purges an open whose client is away by taking its entry from the share modes, and leaves its
-                // own record behind. Whoever takes that for an open would give back a cache that is stale by now.
-                Changed::Gone if database == Database::Locking && local.process.is_none() => {
+                // smbd purges an open whose client is away, or whose process is dead, by taking its entry from the share
+                // modes, and leaves its own record behind. Whoever takes that for an open would give back a cache that
+                // is stale by now. The entry of an open that a living process has is taken away by that process alone.
+                Changed::Gone
+                    if database == Database::Locking
+                        && ![Some(process), Some(UNKNOWN_PROCESS)].contains(&local.process) =>
+                {
                     effects.purged.push(local.description.durable_file_id);
                 }
                 // Of an open that is being closed: the delete of its own record follows.
@@ -418,7 +517,7 @@ impl Capture {
             debug!(durable_file_id = %description.durable_file_id, "an open has changed");
             self.tracker.track(description);
         }
-        match self.proposer.propose(Request::Update(descriptions)).await? {
+        match self.proposer.propose(Request::Update(descriptions.into())).await? {
             (_, Outcome::Updated) => Ok(()),
             (_, outcome) => Err(Refused::Rejected(outcome)),
         }
@@ -499,11 +598,6 @@ impl Capture {
 /// Inode numbers of files that are made together follow each other, and so are spread over the stripes.
 fn stripe_of(file: FileKey) -> usize {
     usize::try_from(file.inode % STRIPES as u64).expect("it is less than STRIPES")
-}
-
-/// The process that had an open when its image was taken.
-fn process_in_image(description: &OpenDescription) -> Option<u32> {
-    OpenImage::decode(&description.image).ok().and_then(|image| process_of(image.holder()))
 }
 
 fn process_of(holder: Holder) -> Option<u32> {

@@ -19,7 +19,7 @@ use crate::proposer::{Proposer, RequestError};
 
 /// How long a client waits for its share to be taken over. Clients give up on a request after twenty seconds (Samba's
 /// own tools) or more; within less the verdict on a dead node is there in any usable configuration.
-const HELD_AT_MOST: Duration = Duration::from_secs(15);
+pub(super) const HELD_AT_MOST: Duration = Duration::from_secs(15);
 
 /// How often a held client's question is asked again. The answer changes with the serving node's death or its
 /// last tree disconnect; this much is lost at most.

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::keys;
-use statedb::{DurableFileId, FileKey, OpenDescription};
+use statedb::{DurableFileId, FileKey, OpenDescription, ShareName};
 
 /// An open of this node's SMB service.
 #[derive(Clone, Debug)]
@@ -17,12 +17,13 @@ pub struct LocalOpen {
     pub process: Option<u32>,
 }
 
-/// All of them, found by id, file and lease.
+/// All of them, found by id, file, lease and process.
 #[derive(Debug, Default)]
 pub struct LocalOpens {
     by_id: BTreeMap<DurableFileId, LocalOpen>,
     by_file: HashMap<FileKey, BTreeSet<DurableFileId>>,
     by_lease: HashMap<[u8; 32], BTreeSet<DurableFileId>>,
+    by_process: HashMap<u32, BTreeSet<DurableFileId>>,
 }
 
 impl LocalOpens {
@@ -45,8 +46,16 @@ impl LocalOpens {
     /// The opens that a process serves, by id.
     #[must_use]
     pub fn of_process(&self, process: u32) -> Vec<DurableFileId> {
-        let served = self.by_id.iter().filter(|(_, open)| open.process == Some(process));
-        served.map(|(id, _)| *id).collect()
+        self.by_process.get(&process).into_iter().flatten().copied().collect()
+    }
+
+    /// The processes that serve opens of a share.
+    #[must_use]
+    pub fn processes_of(&self, share: &ShareName) -> Vec<u32> {
+        let is_of_share =
+            |id| self.by_id.get(id).is_some_and(|open: &LocalOpen| open.description.share == *share);
+        let serving = self.by_process.iter().filter(|(_, ids)| ids.iter().any(is_of_share));
+        serving.map(|(process, _)| *process).collect()
     }
 
     /// Adds an open, or replaces what was known of it.
@@ -56,6 +65,9 @@ impl LocalOpens {
         self.by_file.entry(open.description.file).or_default().insert(id);
         if let Some(lease) = keys::lease_of(&open.description) {
             self.by_lease.entry(lease).or_default().insert(id);
+        }
+        if let Some(process) = open.process {
+            self.by_process.entry(process).or_default().insert(id);
         }
         self.by_id.insert(id, open);
     }
@@ -67,13 +79,16 @@ impl LocalOpens {
         if let Some(lease) = keys::lease_of(&open.description) {
             forget(&mut self.by_lease, &lease, id);
         }
+        if let Some(process) = open.process {
+            forget(&mut self.by_process, &process, id);
+        }
         Some(open)
     }
 
     /// Says that no process serves the open any more.
     pub fn set_disconnected(&mut self, id: DurableFileId) {
-        if let Some(open) = self.by_id.get_mut(&id) {
-            open.process = None;
+        if let Some(process) = self.by_id.get_mut(&id).and_then(|open| open.process.take()) {
+            forget(&mut self.by_process, &process, id);
         }
     }
 }

@@ -8,6 +8,7 @@
 //! | [`gate`] | tree connects: who may enter a share |
 //! | [`capture`] | stores and deletes of records, turned into requests |
 //! | [`local`] | the opens that live in this `smbd` |
+//! | [`left_behind`] | what a process leaves that dies alone |
 //! | [`reconcile`] | the orphans in this node's databases |
 //! | [`tracker`] | the shared page |
 //!
@@ -17,6 +18,7 @@ pub mod capture;
 pub mod connection;
 pub mod gate;
 mod keys;
+pub mod left_behind;
 pub mod local;
 pub mod processes;
 pub mod reconcile;

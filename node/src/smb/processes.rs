@@ -4,9 +4,9 @@
 //! connection that closes says less: a process may reconnect, and a dying one serves until it is dead.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::{fs, io};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::unix::AsyncFd;
@@ -74,12 +74,6 @@ impl Processes {
         let _ = count.wait_for(|count| *count == 0).await;
     }
 
-    /// Whether this one lives.
-    #[must_use]
-    pub fn lives(&self, pid: u32) -> bool {
-        self.living().contains_key(&pid)
-    }
-
     /// How many live.
     #[must_use]
     pub fn count(&self) -> usize {
@@ -103,5 +97,71 @@ impl Processes {
 
     fn living(&self) -> MutexGuard<'_, BTreeMap<u32, Arc<OwnedFd>>> {
         self.living.lock().expect("no holder of this lock can panic")
+    }
+}
+
+/// Whether a process has begun to end, or is gone. The kernel says so before it closes what the process has open, so
+/// whoever has seen a connection close because its process dies is told here that it does.
+#[must_use]
+pub fn is_going(pid: u32) -> bool {
+    /// PF_EXITING of the kernel: the process is being taken apart.
+    const EXITING: u64 = 0x4;
+
+    let stat = match fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(stat) => stat,
+        // Nobody is declared dead because this process has run out of file descriptors.
+        Err(error) => return error.kind() == io::ErrorKind::NotFound || is_no_such_process(&error),
+    };
+    // The fields follow the name, which is in parentheses and may have some itself: state, parent, group, session,
+    // terminal, its group, flags.
+    let mut fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
+    let state = fields.next().unwrap_or_default();
+    let flags = fields.nth(5).and_then(|flags| flags.parse::<u64>().ok()).unwrap_or_default();
+    state.starts_with(['Z', 'X']) || flags & EXITING != 0
+}
+
+/// Whether a process is on its way out: gone, ending, or about to get a SIGKILL that is sent already.
+#[must_use]
+pub fn is_doomed(pid: u32) -> bool {
+    is_going(pid) || has_kill_pending(pid)
+}
+
+/// What the kernel says when a process ends between the opening of its file and the reading.
+fn is_no_such_process(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
+}
+
+/// Whether a process has a SIGKILL coming: it lives, and will not do anything any more.
+fn has_kill_pending(pid: u32) -> bool {
+    /// SIGKILL is signal 9, and the lowest bit is that of signal 1.
+    const KILL: u64 = 1 << 8;
+
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let pending = |name| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default()
+    };
+    (pending("SigPnd:") | pending("ShdPnd:")) & KILL != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    #[test]
+    fn a_process_is_going_from_its_kill_on_whether_or_not_it_is_reaped() {
+        assert!(!is_going(std::process::id()));
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        assert!(!is_going(child.id()));
+        child.kill().unwrap();
+        let killed_at = Instant::now();
+        while !is_going(child.id()) && !has_kill_pending(child.id()) {
+            assert!(killed_at.elapsed() < Duration::from_secs(10), "a killed process counts as alive");
+        }
+        child.wait().unwrap();
+        assert!(is_going(child.id()));
     }
 }

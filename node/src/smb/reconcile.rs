@@ -9,20 +9,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use samba::databases::{LocalDatabases, Location, Orphan, PlaceError, StoreError};
+use samba::databases::{LocalDatabases, Location, Orphan, PlaceError};
 use samba::file_stat::StatError;
+use samba::records::{Holder, OpenGlobal};
 use samba::tdb::Tdb;
-use samba::{Layout, MaterialiseError, OpenImage};
+use samba::{MaterialiseError, OpenImage};
 use statedb::{DurableFileId, FileKey, OpenDescription, OpenState, Owner, ShareName, State};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
+use super::left_behind::LeftBehind;
+use super::service::Settings;
 use super::tracker::Tracker;
 use crate::lease::ServiceLease;
 use crate::raft::{News, RaftNode};
@@ -41,8 +43,15 @@ const RECORD_LOCKED_AT_MOST: Duration = Duration::from_secs(2);
 enum Place {
     /// In its databases, as an orphan.
     Orphan(Box<OpenDescription>),
+    /// In its databases, as an orphan, where a dead process of `smbd` has left it as its own.
+    LeftBehind(Box<OpenDescription>),
     /// In its databases, as one of `smbd`'s own.
-    Smbd(FileKey),
+    Smbd {
+        /// Its file.
+        file: FileKey,
+        /// Whether `smbd` keeps it for a client that is away.
+        is_disconnected: bool,
+    },
     /// Not here: another node has it, or serves its share.
     Elsewhere,
     /// Nowhere.
@@ -53,7 +62,18 @@ enum Place {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Held {
     file: FileKey,
-    as_orphan: bool,
+    how: How,
+}
+
+/// As whose an open is in this node's databases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum How {
+    /// As nobody's; placed by this reconciler.
+    Orphan,
+    /// As that of a process of `smbd`, which will delete it.
+    Connected,
+    /// As one that `smbd` keeps for its client. If its time is up elsewhere first, nobody deletes it.
+    Disconnected,
 }
 
 /// How far this node's databases agree with the replicated state.
@@ -63,6 +83,16 @@ struct Progress {
     index: Option<u64>,
     /// Shares of which an orphan could not be placed yet.
     behind: BTreeSet<ShareName>,
+}
+
+/// What the databases of an incarnation hold of its opens when it is first met: something only if this sidecar was
+/// restarted and `smbd` was not.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// The incarnation.
+    pub incarnation: Owner,
+    /// The records of the opens that clients have through it.
+    pub opens: Vec<OpenGlobal>,
 }
 
 /// Waits for the reconciler. Cheap to clone.
@@ -89,12 +119,15 @@ pub struct Reconciler {
     raft: Arc<RaftNode>,
     tracker: Arc<Tracker>,
     lease: Arc<ServiceLease>,
-    layout: Layout,
-    lock_directory: PathBuf,
+    left_behind: Arc<LeftBehind>,
+    settings: Arc<Settings>,
     libtdb: Arc<Tdb>,
     progress: watch::Sender<Progress>,
+    found: watch::Sender<Option<Found>>,
     /// The incarnation whose databases `held` is about. Another one starts with empty databases.
     incarnation: Option<Owner>,
+    /// Whether these were looked at already.
+    has_looked: bool,
     held: BTreeMap<DurableFileId, Held>,
     /// Orphans that could not be placed and were said so once; it is tried many times a second.
     complained_of: BTreeSet<DurableFileId>,
@@ -115,19 +148,21 @@ impl Reconciler {
         raft: Arc<RaftNode>,
         tracker: Arc<Tracker>,
         lease: Arc<ServiceLease>,
-        layout: Layout,
-        lock_directory: PathBuf,
+        left_behind: Arc<LeftBehind>,
+        settings: Arc<Settings>,
         libtdb: Tdb,
     ) -> Self {
         Self {
             raft,
             tracker,
             lease,
-            layout,
-            lock_directory,
+            left_behind,
+            settings,
             libtdb: Arc::new(libtdb),
             progress: watch::Sender::default(),
+            found: watch::Sender::default(),
             incarnation: None,
+            has_looked: false,
             held: BTreeMap::new(),
             complained_of: BTreeSet::new(),
         }
@@ -137,6 +172,12 @@ impl Reconciler {
     #[must_use]
     pub fn reconciled(&self) -> Reconciled {
         Reconciled(self.progress.subscribe())
+    }
+
+    /// What it finds in the databases of each incarnation, before it changes anything there.
+    #[must_use]
+    pub fn found(&self) -> watch::Receiver<Option<Found>> {
+        self.found.subscribe()
     }
 
     /// Reconciles whatever changes, until `stop` is cancelled.
@@ -151,7 +192,16 @@ impl Reconciler {
                 self.incarnation = incarnation_now;
                 self.held.clear();
                 self.complained_of.clear();
+                self.has_looked = false;
+                // Nobody passes the gate before the new databases have been looked at.
+                self.progress.send_replace(Progress::default());
                 changed = None;
+            }
+            if !self.has_looked && !self.look_around().await {
+                tokio::select! {
+                    () = tokio::time::sleep(RETRY_AFTER) => continue,
+                    () = stop.cancelled() => return,
+                }
             }
             let unplaced = self.reconcile(changed.take()).await;
             changed = Some(unplaced.iter().copied().collect::<BTreeSet<_>>());
@@ -178,6 +228,59 @@ impl Reconciler {
                 () = stop.cancelled() => return,
             }
         }
+    }
+
+    /// Looks at what the databases of a new incarnation hold. Nothing, unless this sidecar was restarted: then clients
+    /// may have left, processes may have died and deadlines may have passed meanwhile. False if it has to be tried again.
+    async fn look_around(&mut self) -> bool {
+        let Some(incarnation) = self.incarnation else {
+            self.has_looked = true;
+            return true;
+        };
+        let own: Vec<(DurableFileId, bool)> = self.raft.read(|state| {
+            let own = state.opens().filter(|open| open.holder() == Some(incarnation));
+            own.map(|open| (open.description.durable_file_id, open.deadline().is_some())).collect()
+        });
+        let looked = self.on_databases(move |databases| {
+            let records = own.into_iter().map(|(id, is_disconnected)| {
+                Ok::<_, PlaceError>((databases.open_global(id)?, is_disconnected))
+            });
+            let records = records.collect::<Result<Vec<_>, _>>()?;
+            Ok::<_, PlaceError>((records, databases.disconnected_opens()?))
+        });
+        let (records, disconnected) = match looked.await {
+            Some(Ok(looked)) => looked,
+            Some(Err(error)) => {
+                warn!(error = %chain(&error), "the records of this smbd's opens cannot be read, trying again");
+                return false;
+            }
+            None => return false,
+        };
+        let mut opens = Vec::new();
+        for (record, is_disconnected) in records {
+            let Some(record) = record else { continue };
+            match record.holder() {
+                // Lost by a process that has died alone, and not rewritten yet.
+                Holder::Process(_) if is_disconnected => self.left_behind.add(record.open_persistent_id),
+                _ if is_disconnected => {}
+                _ => opens.push(record),
+            }
+        }
+        self.held = self.leftovers(disconnected);
+        self.has_looked = true;
+        self.found.send_replace(Some(Found { incarnation, opens }));
+        true
+    }
+
+    /// The opens that the databases still keep for clients although the cluster knows nothing of them any more.
+    fn leftovers(&self, disconnected: Vec<OpenGlobal>) -> BTreeMap<DurableFileId, Held> {
+        let held = disconnected.into_iter().filter_map(|record| {
+            let cookie = record.backend_cookie?;
+            let is_protected = self.settings.protects(&cookie.service_path);
+            is_protected
+                .then_some((record.open_persistent_id, Held { file: cookie.file, how: How::Disconnected }))
+        });
+        held.collect()
     }
 
     fn opens_of(&self, shares: &BTreeSet<ShareName>) -> Vec<DurableFileId> {
@@ -211,7 +314,10 @@ impl Reconciler {
             for id in changed {
                 match state.open(id) {
                     Some(open) => self.tracker.track(&open.description),
-                    None => self.tracker.forget(id),
+                    None => {
+                        self.tracker.forget(id);
+                        self.left_behind.settle(id);
+                    }
                 }
                 if self.incarnation.is_some() {
                     self.plan_open(state, id, &mut plan);
@@ -224,17 +330,20 @@ impl Reconciler {
     fn plan_open(&mut self, state: &State, id: DurableFileId, plan: &mut Plan) {
         let held = self.held.get(&id).copied();
         match (self.place_of(state, id), held) {
-            (Place::Orphan(_), Some(Held { as_orphan: true, .. })) => {}
-            (Place::Orphan(description), Some(Held { as_orphan: false, file })) => {
-                plan.remove.push((id, file));
+            (Place::Orphan(_) | Place::LeftBehind(_), Some(Held { how: How::Orphan, .. })) => {}
+            (Place::Orphan(description), Some(held)) => {
+                plan.remove.push((id, held.file));
                 plan.place.push(*description);
             }
-            (Place::Orphan(description), None) => plan.place.push(*description),
-            (Place::Smbd(file), _) => {
-                self.held.insert(id, Held { file, as_orphan: false });
+            (Place::Orphan(description), None) | (Place::LeftBehind(description), _) => {
+                plan.place.push(*description);
             }
-            // What smbd had, smbd deletes.
-            (Place::Gone, Some(Held { as_orphan: false, .. })) => {
+            (Place::Smbd { file, is_disconnected }, _) => {
+                let how = if is_disconnected { How::Disconnected } else { How::Connected };
+                self.held.insert(id, Held { file, how });
+            }
+            // What smbd has for a client, smbd deletes.
+            (Place::Gone, Some(Held { how: How::Connected, .. })) => {
                 self.held.remove(&id);
             }
             (Place::Gone | Place::Elsewhere, Some(held)) => plan.remove.push((id, held.file)),
@@ -245,7 +354,15 @@ impl Reconciler {
     fn place_of(&self, state: &State, id: DurableFileId) -> Place {
         let Some(open) = state.open(id) else { return Place::Gone };
         match (open.state, open.holder()) {
-            (_, Some(holder)) if Some(holder) == self.incarnation => Place::Smbd(open.description.file),
+            (OpenState::Disconnected { .. }, Some(holder))
+                if Some(holder) == self.incarnation && self.left_behind.contains(id) =>
+            {
+                Place::LeftBehind(Box::new(open.description.clone()))
+            }
+            (state, Some(holder)) if Some(holder) == self.incarnation => Place::Smbd {
+                file: open.description.file,
+                is_disconnected: matches!(state, OpenState::Disconnected { .. }),
+            },
             (OpenState::Disconnected { keeper: None, .. }, _) => {
                 let serving = state.serving_node(&open.description.share).map(|serving| serving.owner);
                 if serving.is_none() || serving == self.incarnation {
@@ -266,31 +383,16 @@ impl Reconciler {
     ) -> BTreeMap<DurableFileId, ShareName> {
         let shares: BTreeMap<_, _> =
             place.iter().map(|open| (open.durable_file_id, open.share.clone())).collect();
-        let (libtdb, layout) = (Arc::clone(&self.libtdb), self.layout);
-        let location = Location::Plain { lock_directory: self.lock_directory.clone() };
-        let work = move || {
-            // Open only as long as it takes: a handle that is kept would keep the databases of an smbd that has
-            // ended from being emptied by its successor.
-            let mut databases = LocalDatabases::open(&libtdb, &location, layout, RECORD_LOCKED_AT_MOST)?;
+        let done = self.on_databases(move |databases| {
             let removed =
                 remove.into_iter().map(|(id, file)| (id, databases.remove(id, file).map(drop))).collect();
             let placed = place
                 .into_iter()
-                .map(|open| (open.durable_file_id, open.file, place_one(&mut databases, &open)))
+                .map(|open| (open.durable_file_id, open.file, place_one(databases, &open)))
                 .collect();
-            Ok::<Done, StoreError>(Done { removed, placed })
-        };
-        let done = match tokio::task::spawn_blocking(work).await {
-            Ok(Ok(done)) => done,
-            Ok(Err(error)) => {
-                debug!(error = %chain(&error), "the databases of smbd cannot be opened yet");
-                return shares;
-            }
-            Err(error) => {
-                error!(%error, "placing orphans was cut short");
-                return shares;
-            }
-        };
+            Done { removed, placed }
+        });
+        let Some(done) = done.await else { return shares };
         for (id, removed) in done.removed {
             match removed {
                 Ok(()) => drop(self.held.remove(&id)),
@@ -305,7 +407,7 @@ impl Reconciler {
                 Placed::Here => {
                     self.complained_of.remove(&id);
                     info!(durable_file_id = %id, "an orphan waits for its client here");
-                    self.held.insert(id, Held { file, as_orphan: true });
+                    self.held.insert(id, Held { file, how: How::Orphan });
                 }
                 // It stays with the cluster until its time is up; this node cannot give it back.
                 Placed::Never(why) => {
@@ -320,6 +422,34 @@ impl Reconciler {
             }
         }
         again
+    }
+}
+
+impl Reconciler {
+    /// Does something with the databases, on a thread that may block. `None` if they cannot be opened yet.
+    async fn on_databases<R: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut LocalDatabases) -> R + Send + 'static,
+    ) -> Option<R> {
+        let (libtdb, settings) = (Arc::clone(&self.libtdb), Arc::clone(&self.settings));
+        let work = move || {
+            // Open only as long as it takes: a handle that is kept would keep the databases of an smbd that has
+            // ended from being emptied by its successor.
+            let location = Location::Plain { lock_directory: settings.samba.lock_directory.clone() };
+            LocalDatabases::open(&libtdb, &location, settings.layout, RECORD_LOCKED_AT_MOST)
+                .map(|mut databases| work(&mut databases))
+        };
+        match tokio::task::spawn_blocking(work).await {
+            Ok(Ok(result)) => Some(result),
+            Ok(Err(error)) => {
+                debug!(error = %chain(&error), "the databases of smbd cannot be opened yet");
+                None
+            }
+            Err(error) => {
+                error!(%error, "work on the databases of smbd was cut short");
+                None
+            }
+        }
     }
 }
 

@@ -16,15 +16,16 @@ use samba::Layout;
 use samba::tdb::Tdb;
 use statedb::{Arbiter, Instance, NodeId, NodeState, Open, Owner, ShareName};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::capture::Capture;
 use super::connection::{Change, Connection, ConnectionError, Hello, Question};
-use super::gate::{Gate, Verdict};
-use super::processes::Processes;
-use super::reconcile::{Reconciled, Reconciler};
+use super::gate::{Gate, HELD_AT_MOST, Verdict};
+use super::left_behind::LeftBehind;
+use super::processes::{Processes, is_doomed, is_going};
+use super::reconcile::{Found, Reconciled, Reconciler};
 use super::tracker::Tracker;
 use crate::config::{Config, SambaConfig, Timing};
 use crate::lease::ServiceLease;
@@ -42,6 +43,9 @@ const ENDED_INSTANCES_MAX: usize = 1024;
 /// When a process ends, this is how long the others may take to end too, if it is the whole service that dies. All
 /// get their signals within microseconds; the last one is buried within milliseconds.
 const DEATH_SETTLES_WITHIN: Duration = Duration::from_secs(1);
+
+/// How often a process that is about to end is looked at while somebody waits for what it leaves.
+const LOOK_AT_THE_DYING_EVERY: Duration = Duration::from_millis(2);
 
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
@@ -84,6 +88,8 @@ pub struct SmbService {
     lease: Arc<ServiceLease>,
     tracker: Arc<Tracker>,
     reconciled: Reconciled,
+    found: watch::Receiver<Option<Found>>,
+    left_behind: Arc<LeftBehind>,
     node: NodeId,
     timing: Timing,
     settings: Arc<Settings>,
@@ -120,6 +126,12 @@ impl Settings {
         info!(%version, ?layout, lock_directory = %samba.lock_directory.display(), "smbd is one that is known");
         Ok(Self { layout, samba, unprotected })
     }
+
+    /// Whether a protected share has this path.
+    #[must_use]
+    pub fn protects(&self, service_path: &str) -> bool {
+        self.samba.shares_at(service_path).any(|share| !self.unprotected.contains(share))
+    }
 }
 
 /// One start of the SMB service, registered.
@@ -131,7 +143,10 @@ struct Incarnation {
     main_process: u32,
     processes: Arc<Processes>,
     gate: Arc<Gate>,
+    reconciled: Reconciled,
     capture: Capture,
+    /// Whether it is known which process has which open. After a restart of this sidecar the records tell.
+    is_known: watch::Sender<bool>,
     /// Cancelled when it is over, for whichever reason.
     ended: CancellationToken,
 }
@@ -150,7 +165,7 @@ impl SmbService {
         stop: &CancellationToken,
     ) -> Result<(Arc<Self>, UnixListener), SmbServiceError> {
         // Other tasks, Raft's among them, do not wait for an smbd that takes its time to answer.
-        let settings = tokio::task::block_in_place(|| Settings::ask(samba))?;
+        let settings = Arc::new(tokio::task::block_in_place(|| Settings::ask(samba))?);
         std::fs::create_dir_all(&samba.run_dir).map_err(|source| SmbServiceError::RunDir {
             operation: "make",
             path: samba.run_dir.clone(),
@@ -172,24 +187,27 @@ impl SmbService {
 
         let tracker = Arc::new(tracker);
         let node = NodeId(config.node.id);
+        let left_behind = Arc::new(LeftBehind::default());
         let reconciler = Reconciler::new(
             Arc::clone(&raft),
             Arc::clone(&tracker),
             Arc::clone(&lease),
-            settings.layout,
-            settings.samba.lock_directory.clone(),
+            Arc::clone(&left_behind),
+            Arc::clone(&settings),
             Tdb::load()?,
         );
-        let reconciled = reconciler.reconciled();
+        let (reconciled, found) = (reconciler.reconciled(), reconciler.found());
         tokio::spawn(reconciler.run(stop.clone()));
         let service = Self {
             raft,
             lease,
             tracker,
             reconciled,
+            found,
+            left_behind,
             node,
             timing,
-            settings: Arc::new(settings),
+            settings,
             current: Mutex::new(None),
             living: SyncMutex::default(),
             ended: SyncMutex::default(),
@@ -279,6 +297,21 @@ impl SmbService {
         self.watch_process(&incarnation, pid)?;
         connection.reply(&Reply::Welcome).await?;
         drop(not_welcome_yet);
+        let served = self.answer(&incarnation, &mut connection).await;
+        if is_going(pid) {
+            // What it asked last was decided after its end, perhaps: an open that it was granted then is nobody's.
+            incarnation.process_has_ended(pid).await;
+        }
+        served
+    }
+
+    /// Answers what a process asks until it closes its connection.
+    async fn answer(
+        &self,
+        incarnation: &Incarnation,
+        connection: &mut Connection,
+    ) -> Result<(), ConnectionError> {
+        let pid = connection.pid();
         while let Some(question) = connection.next_question().await? {
             let change = match question {
                 Question::Change(change) => change,
@@ -288,7 +321,7 @@ impl SmbService {
                     continue;
                 }
             };
-            let reply = match incarnation.decide(&self.settings, change, &mut connection).await? {
+            let reply = match incarnation.decide(&self.settings, change, connection).await? {
                 Ok(Some(reply)) => reply,
                 Ok(None) => continue,
                 Err(RequestError::Ended) => Reply::Fence,
@@ -363,12 +396,16 @@ impl SmbService {
                 Arc::clone(&self.tracker),
                 Arc::clone(&gate),
                 Arc::clone(&self.settings),
+                Arc::clone(&self.left_behind),
                 mine,
             ),
             gate,
+            reconciled: self.reconciled.clone(),
             processes: Arc::default(),
+            is_known: watch::Sender::new(false),
             ended,
         });
+        self.left_behind.clear();
         *self.living.lock().expect("no holder of this lock can panic") =
             Some((owner, incarnation.ended.clone()));
         self.lease.begin(owner);
@@ -378,8 +415,33 @@ impl SmbService {
             () = incarnation.ended.cancelled() => return None,
         };
         self.tracker.bind(instance, until);
+        // It need not say anything for hours, and as long as it lives there is somebody to serve clients.
+        if let Err(error) = self.watch_process(&incarnation, main_process) {
+            debug!(main_process, %error, "the main process of smbd cannot be watched");
+        }
+        tokio::spawn(Arc::clone(self).take_stock(Arc::clone(&incarnation)));
         tokio::spawn(Arc::clone(self).attend(Arc::clone(&incarnation)));
         Some(incarnation)
+    }
+
+    /// Learns from the records which process has which open; news only after a restart of this sidecar.
+    async fn take_stock(self: Arc<Self>, incarnation: Arc<Incarnation>) {
+        let mut found = self.found.clone();
+        let of_this = |found: &Option<Found>| {
+            found.as_ref().is_some_and(|found| found.incarnation == incarnation.owner)
+        };
+        let found = tokio::select! {
+            found = found.wait_for(of_this) => found.ok().and_then(|found| found.clone()),
+            () = incarnation.ended.cancelled() => return,
+        };
+        for process in incarnation.capture.take_stock(found.map(|found| found.opens).unwrap_or_default()) {
+            match self.watch_process(&incarnation, process) {
+                Ok(()) => {}
+                // Ended while there was no sidecar.
+                Err(_) => incarnation.process_has_ended(process).await,
+            }
+        }
+        incarnation.is_known.send_replace(true);
     }
 
     /// Waits for the end of an incarnation, and draws the conclusions.
@@ -410,21 +472,7 @@ impl SmbService {
         let incarnation = Arc::clone(incarnation);
         tokio::spawn(async move {
             ended.await;
-            tokio::select! {
-                () = tokio::time::sleep(DEATH_SETTLES_WITHIN) => {}
-                () = incarnation.ended.cancelled() => return,
-            }
-            if !incarnation.processes.lives(incarnation.main_process) {
-                // The whole service is going down. What this process had waits for its clients elsewhere.
-                return;
-            }
-            let left = async {
-                incarnation.capture.process_ended(pid).await?;
-                incarnation.gate.leave_all(pid).await
-            };
-            if left.await.is_err() {
-                debug!(pid, "a process of an incarnation that is over has ended");
-            }
+            incarnation.process_has_ended(pid).await;
         });
         Ok(())
     }
@@ -439,6 +487,42 @@ impl SmbService {
 }
 
 impl Incarnation {
+    /// Sees to what a process has left that has ended. A process may be seen to several times.
+    async fn process_has_ended(&self, pid: u32) {
+        if is_doomed(self.main_process) {
+            // The whole service is going down, and what this process had waits for its clients elsewhere; unless the
+            // others live on.
+            tokio::select! {
+                () = tokio::time::sleep(DEATH_SETTLES_WITHIN) => {}
+                () = self.ended.cancelled() => {}
+            }
+        }
+        if self.ended.is_cancelled() || is_going(self.main_process) {
+            return;
+        }
+        let left = async {
+            self.capture.process_ended(pid).await?;
+            self.gate.leave_all(pid).await
+        };
+        if left.await.is_err() {
+            debug!(pid, "a process of an incarnation that is over has ended");
+        }
+    }
+
+    /// Waits until what processes have left behind that died alone is where their clients find it; false if that
+    /// takes too long. A client that is back before its process is buried waits here.
+    async fn bereavements_settled(&self, share: &ShareName) -> bool {
+        let settled = async {
+            // The sender lives in `self`, so the wait cannot end with an error.
+            let _ = self.is_known.subscribe().wait_for(|is_known| *is_known).await;
+            while self.capture.processes_of(share).into_iter().any(is_going) {
+                tokio::time::sleep(LOOK_AT_THE_DYING_EVERY).await;
+            }
+            self.reconciled.through(share, self.capture.bereaved_at()).await;
+        };
+        tokio::time::timeout(HELD_AT_MOST, settled).await.is_ok()
+    }
+
     /// What a process is told about a change that it wants to make; `None` if it has given the change up itself.
     async fn decide(
         &self,
@@ -476,6 +560,10 @@ impl Incarnation {
         let share = ShareName::new(&record.share_name);
         if share.as_str().is_empty() || settings.unprotected.contains(&share) {
             return Ok(Reply::Proceed);
+        }
+        if !self.bereavements_settled(&share).await {
+            warn!(%share, pid, "a tree connect is refused: opens of a process that has died are not in place yet; see the errors above");
+            return Ok(Reply::Refuse { tdb_error: TdbError::Io });
         }
         Ok(match self.gate.enter(&share, pid, key).await? {
             Verdict::Enter => Reply::Proceed,
