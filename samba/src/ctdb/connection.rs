@@ -155,9 +155,10 @@ impl Connection {
         }
     }
 
-    /// The value of a record, wherever it is. The record stays there. Waits for the end of a recovery.
+    /// The value of a record, wherever it is. Waits for the end of a recovery.
     ///
-    /// CTDB knows no difference between a record that is empty and one that is not there.
+    /// CTDB knows no difference between a record that is empty and one that is not there. And it knows no reading from
+    /// afar, but for databases that were made for it, which those of opens are not: the record moves to this node.
     pub fn fetch(
         &mut self,
         database: DatabaseId,

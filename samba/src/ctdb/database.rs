@@ -51,7 +51,7 @@ impl ClusterDatabase {
         Ok(self.fetch_here(key, here)?.is_some())
     }
 
-    /// A record's value, wherever it is, and without moving it. Waits for the end of a recovery if it is elsewhere.
+    /// A record's value, wherever it is. It comes here if it is elsewhere, after the end of a recovery.
     pub fn fetch(
         &mut self,
         connection: &mut Connection,

@@ -76,9 +76,9 @@ pub(super) enum Opcode {
 /// What is done with the record of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Call {
-    /// Nothing, but it moves to this node.
+    /// It moves to this node.
     Migrate,
-    /// It stays where it is, and its value is answered.
+    /// The same, and its value is answered.
     Fetch,
 }
 

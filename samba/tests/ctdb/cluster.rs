@@ -81,7 +81,6 @@ impl Cluster {
             "[cluster]\n\
              recovery lock = {shared}/recovery.lock\n\
              node address = {address}\n\
-             leader timeout = 1\n\
              [legacy]\n\
              realtime scheduling = false\n\
              [failover]\n\

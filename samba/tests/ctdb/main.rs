@@ -1,4 +1,8 @@
 //! The client of CTDB, and orphans in a cluster's databases, against real ctdbds.
 
 mod cluster;
+mod hostile;
+mod placing;
 mod records;
+#[path = "../smbd/testdata.rs"]
+mod testdata;
