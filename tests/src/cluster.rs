@@ -1,5 +1,5 @@
-//! A whole cluster on loopback: sidecars, and beside each of them a real `smbd` that preloads the shim; and
-//! ways to hurt it.
+//! A whole cluster on loopback: sidecars, and beside each of them a real `smbd` that preloads the shim, with or
+//! without a real `ctdbd`; and ways to hurt it. The same without Holdfast, as a control.
 //!
 //! Nodes are counted from 0, as everywhere in the harness; the cluster calls them by ids from 1 on. Each
 //! sidecar is a process of its own, so that it can be killed, paused and restarted by itself. Everything dies
@@ -23,8 +23,10 @@ use tokio::time;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::{
+    ctdb::{CtdbAddresses, CtdbError, Ctdbd},
     net,
     process::{ProcessError, ProcessGroup, last_lines},
+    relay::{Callers, Wires},
     samba::{SambaError, SambaSite, SambaTools, Smbd, SmbdOptions},
     smb_client::Credentials,
 };
@@ -47,6 +49,19 @@ const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 const WITHOUT_SAMBA: &str = "this cluster was started without Samba";
 
+const NOT_PROTECTED: &str = "this cluster was started without Holdfast";
+
+const WITHOUT_WIRES: &str = "this cluster was not started as one whose nodes can be cut off";
+
+/// What the `smbd`s of a cluster know of each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clustering {
+    /// Nothing: a share has one serving node at a time.
+    Separate,
+    /// They are one clustered Samba, each with a `ctdbd` beside it.
+    Ctdb,
+}
+
 /// What a cluster consists of.
 #[derive(Clone, Debug)]
 pub struct ClusterOptions {
@@ -57,6 +72,15 @@ pub struct ClusterOptions {
     pub program: PathBuf,
     /// Put an `smbd` beside each sidecar.
     pub samba: Option<SambaTools>,
+    /// What these know of each other.
+    pub clustering: Clustering,
+    /// Tunables of CTDB where its defaults do not suit.
+    pub ctdb_tunables: Vec<(&'static str, u32)>,
+    /// Whether there is Holdfast: sidecars, and the shim in the `smbd`s. The control is without.
+    pub protected: bool,
+    /// Whether the nodes reach each other over wires that [`Cluster::cut_off`] can cut. These cost every message
+    /// between nodes a little time.
+    pub wires: bool,
     /// What the `smbd`s get beyond what they need.
     pub smbd: SmbdOptions,
     /// Values for `[cluster.timing]`, in milliseconds, where the defaults do not suit.
@@ -79,11 +103,32 @@ impl ClusterOptions {
             nodes: 3,
             program: program.into(),
             samba: None,
+            clustering: Clustering::Separate,
+            ctdb_tunables: Vec::new(),
+            protected: true,
+            wires: false,
             smbd: SmbdOptions::default(),
             timing: Vec::new(),
             limits: Vec::new(),
             log: "info".to_owned(),
         }
+    }
+
+    /// Three nodes of one clustered Samba.
+    pub fn with_ctdb(program: impl Into<PathBuf>, samba: SambaTools) -> Self {
+        Self { clustering: Clustering::Ctdb, ..Self::with_samba(program, samba) }
+    }
+
+    /// The same nodes without Holdfast.
+    #[must_use]
+    pub fn unprotected(self) -> Self {
+        Self { protected: false, ..self }
+    }
+
+    /// The same nodes, with wires between them that can be cut.
+    #[must_use]
+    pub fn with_wires(self) -> Self {
+        Self { wires: true, ..self }
     }
 
     /// The same with time for nodes that have to share two busy cores with other tests: so much that no
@@ -120,7 +165,18 @@ pub enum ClusterError {
     Samba(#[from] SambaError),
     /// See there.
     #[error(transparent)]
+    Ctdb(#[from] CtdbError),
+    /// See there.
+    #[error(transparent)]
     Process(#[from] ProcessError),
+    /// A relay to a sidecar could not be made.
+    #[error("cannot listen at {address} for a sidecar")]
+    Relay {
+        /// Where.
+        address: SocketAddr,
+        /// What the operating system said.
+        source: io::Error,
+    },
     /// A sidecar ended although nobody told it to.
     #[error("the sidecar of node {node} ended with {status}; the end of its log:\n{log}")]
     SidecarEnded {
@@ -156,7 +212,9 @@ pub enum ClusterError {
 pub struct Cluster {
     // First, so that no process is left when the directories go.
     nodes: Vec<Node>,
+    wires: Option<Wires>,
     program: PathBuf,
+    protected: bool,
     site: Option<Arc<SambaSite>>,
     /// Data, run directories and logs of the sidecars.
     _dir: TempDir,
@@ -165,6 +223,7 @@ pub struct Cluster {
 /// One node, whatever of it is running.
 #[derive(Debug)]
 struct Node {
+    /// Where its sidecar listens.
     address: SocketAddr,
     config: PathBuf,
     /// Where an SMB server without a shim reaches the sidecar.
@@ -172,6 +231,35 @@ struct Node {
     log: PathBuf,
     sidecar: Option<ProcessGroup>,
     smbd: Option<Smbd>,
+    ctdbd: Option<Ctdbd>,
+}
+
+/// Where the processes of a cluster find each other.
+struct Addresses {
+    /// Where the sidecars listen.
+    own: Vec<SocketAddr>,
+    /// Where they reach each other: the same, if there are no wires.
+    seen: Vec<SocketAddr>,
+    ctdbds: Option<CtdbAddresses>,
+}
+
+impl Addresses {
+    fn new(options: &ClusterOptions, wires: Option<&mut Wires>) -> Result<Self, ClusterError> {
+        let endpoints = || (0..options.nodes).map(|_| net::free_endpoint()).collect::<Vec<_>>();
+        let own = endpoints();
+        let is_clustered = options.clustering == Clustering::Ctdb;
+        let Some(wires) = wires else {
+            let ctdbds = is_clustered.then(|| CtdbAddresses::direct(options.nodes));
+            return Ok(Self { seen: own.clone(), own, ctdbds });
+        };
+        let seen = endpoints();
+        for (node, (&own, &seen)) in own.iter().zip(&seen).enumerate() {
+            let made = wires.lead_to(node, seen, own, Callers::Processes);
+            made.map_err(|source| ClusterError::Relay { address: seen, source })?;
+        }
+        let ctdbds = is_clustered.then(|| CtdbAddresses::over(wires, options.nodes)).transpose()?;
+        Ok(Self { own, seen, ctdbds })
+    }
 }
 
 impl Cluster {
@@ -184,11 +272,19 @@ impl Cluster {
         // `smbd` processes that work for an ordinary user must reach the run directory.
         make_accessible(dir.path())?;
         let site = options.samba.clone().map(SambaSite::new).transpose()?.map(Arc::new);
-        let addresses: Vec<SocketAddr> = (0..options.nodes).map(|_| net::free_endpoint()).collect();
+        let mut wires = options.wires.then(Wires::default);
+        let addresses = Addresses::new(&options, wires.as_mut())?;
         let nodes = (0..options.nodes)
             .map(|index| Node::prepare(index, dir.path(), &addresses, site.as_deref(), &options))
             .collect::<Result<_, _>>()?;
-        let mut cluster = Self { nodes, program: options.program, site, _dir: dir };
+        let ClusterOptions { program, protected, .. } = options;
+        let mut cluster = Self { nodes, wires, program, protected, site, _dir: dir };
+        cluster.start_ctdbds().await?;
+        if let (Some(site), Some(Node { smbd: Some(smbd), ctdbd: Some(_), .. })) =
+            (&cluster.site, cluster.nodes.first())
+        {
+            site.create_clustered_user(smbd)?;
+        }
         cluster.start_all().await?;
         Ok(cluster)
     }
@@ -231,6 +327,11 @@ impl Cluster {
         self.nodes[node].smbd.as_ref().expect(WITHOUT_SAMBA)
     }
 
+    /// A node's `ctdbd`, if the cluster has any.
+    pub fn ctdbd(&self, node: usize) -> Option<&Ctdbd> {
+        self.nodes[node].ctdbd.as_ref()
+    }
+
     /// Where a node's sidecar listens for its peers and for operators.
     pub fn address(&self, node: usize) -> SocketAddr {
         self.nodes[node].address
@@ -258,10 +359,13 @@ impl Cluster {
 
     /// Starts whatever is not running, and returns when there is a leader and every node may serve.
     pub async fn start_all(&mut self) -> Result<(), ClusterError> {
-        for node in 0..self.len() {
-            self.start_sidecar(node)?;
+        self.start_ctdbds().await?;
+        if self.protected {
+            for node in 0..self.len() {
+                self.start_sidecar(node)?;
+            }
+            self.leader().await?;
         }
-        self.leader().await?;
         for node in 0..self.len() {
             self.start_smbd(node).await?;
         }
@@ -270,12 +374,42 @@ impl Cluster {
 
     /// Starts whatever of a node is not running, and returns when it is up again.
     pub async fn start_node(&mut self, node: usize) -> Result<(), ClusterError> {
-        self.start_sidecar(node)?;
+        if let Some(ctdbd) = &mut self.nodes[node].ctdbd {
+            ctdbd.start()?;
+        }
+        if self.protected {
+            self.start_sidecar(node)?;
+        }
+        self.ctdb_recovered().await?;
         self.start_smbd(node).await
     }
 
+    /// Starts every `ctdbd` that is not running, and returns when all are healthy.
+    async fn start_ctdbds(&mut self) -> Result<(), ClusterError> {
+        for Node { ctdbd, .. } in &mut self.nodes {
+            ctdbd.as_mut().map_or(Ok(()), Ctdbd::start)?;
+        }
+        self.ctdb_recovered().await
+    }
+
+    /// Waits until every `ctdbd` that is running says that exactly those are healthy that are running, and that no
+    /// recovery is under way. Without CTDB that is so.
+    pub async fn ctdb_recovered(&mut self) -> Result<(), ClusterError> {
+        let running = |node: &mut Node| node.ctdbd.as_mut().is_some_and(Ctdbd::is_running);
+        let running: Vec<usize> = (0..self.len()).filter(|&node| running(&mut self.nodes[node])).collect();
+        for &node in &running {
+            let ctdbd = self.nodes[node].ctdbd.as_mut().expect("it is running");
+            ctdbd.wait_until_healthy(&running).await?;
+        }
+        Ok(())
+    }
+
     /// Starts a node's sidecar, unless it is running, and does not wait for it.
+    ///
+    /// # Panics
+    /// In a cluster without Holdfast.
     pub fn start_sidecar(&mut self, node: usize) -> Result<(), ClusterError> {
+        assert!(self.protected, "{NOT_PROTECTED}");
         let Node { config, log, sidecar, .. } = &mut self.nodes[node];
         if sidecar.as_mut().is_some_and(ProcessGroup::is_running) {
             return Ok(());
@@ -285,22 +419,54 @@ impl Cluster {
         let mut command = Command::new(&self.program);
         command.env(RUN_AS, RUN_AS_HOLDFAST).args(["run", "--config"]).arg(config);
         command.stdout(output).stderr(errors);
-        *sidecar = Some(ProcessGroup::spawn(command)?);
+        let process = ProcessGroup::spawn(command)?;
+        if let Some(wires) = &self.wires {
+            wires.note_process(node, process.pid());
+        }
+        *sidecar = Some(process);
         Ok(())
     }
 
     /// Starts a node's `smbd`, unless it is running or there is none, and returns when the cluster counts it
     /// as up.
     pub async fn start_smbd(&mut self, node: usize) -> Result<(), ClusterError> {
+        let newest = if self.protected { self.incarnation(node).await } else { 0 };
         let Some(smbd) = &mut self.nodes[node].smbd else { return Ok(()) };
+        // The cluster may not have heard yet that the last one is gone.
+        let wanted = if smbd.is_running() { newest } else { newest + 1 };
         smbd.start().await?;
+        if !self.protected {
+            return Ok(());
+        }
         let id = node_id(node);
-        let is_up = |status: &StatusResponse| status.nodes.iter().any(|node| node.node_id == id && node.up);
+        let is_up = |status: &StatusResponse| {
+            status.nodes.iter().any(|node| node.node_id == id && node.up && node.incarnation >= wanted)
+        };
         self.wait_until(&format!("node {node} up"), node, is_up).await.map(drop)
     }
 
-    /// Kills `smbd` and sidecar of a node with SIGKILL, both at the same moment, as far as one machine can do
-    /// what a power failure does to another. Nothing of the node is left when this returns.
+    /// Restarts a node's `smbd` as its administrator does: asks it to end, waits until it has, and starts it.
+    pub async fn restart_smbd(&mut self, node: usize) -> Result<(), ClusterError> {
+        self.nodes[node].smbd.as_mut().expect(WITHOUT_SAMBA).stop().await?;
+        self.start_smbd(node).await
+    }
+
+    /// The newest start of a node's SMB service that any sidecar knows of; 0 before the first.
+    async fn incarnation(&self, node: usize) -> u64 {
+        let (mut newest, id) = (0, node_id(node));
+        for asked in 0..self.len() {
+            let nodes = self.status(asked).await.map(|status| status.nodes).unwrap_or_default();
+            newest = nodes
+                .iter()
+                .filter(|node| node.node_id == id)
+                .map(|node| node.incarnation)
+                .fold(newest, u64::max);
+        }
+        newest
+    }
+
+    /// Kills everything of a node, `smbd`, `ctdbd` and sidecar, with SIGKILL, all at the same moment, as far as one
+    /// machine can do what a power failure does to another. Nothing of the node is left when this returns.
     pub fn kill(&mut self, node: usize) -> Result<(), ProcessError> {
         self.kill_together(node..=node)
     }
@@ -313,13 +479,15 @@ impl Cluster {
     fn kill_together(&mut self, nodes: RangeInclusive<usize>) -> Result<(), ProcessError> {
         // First the signals, then the burials: a sidecar that lived on while `smbd` was being buried could
         // report its death, and the cluster would hear of it sooner than of a power failure.
-        for Node { sidecar, smbd, .. } in &self.nodes[nodes.clone()] {
+        for Node { sidecar, smbd, ctdbd, .. } in &self.nodes[nodes.clone()] {
             sidecar.iter().for_each(ProcessGroup::send_kill);
             smbd.iter().for_each(Smbd::send_kill);
+            ctdbd.iter().for_each(Ctdbd::send_kill);
         }
         for node in nodes {
             self.kill_sidecar(node)?;
             self.kill_smbd(node)?;
+            self.kill_ctdbd(node)?;
         }
         Ok(())
     }
@@ -334,16 +502,40 @@ impl Cluster {
         self.nodes[node].smbd.as_mut().map_or(Ok(()), Smbd::kill)
     }
 
+    /// Kills a node's `ctdbd` with all its helpers with SIGKILL.
+    pub fn kill_ctdbd(&mut self, node: usize) -> Result<(), ProcessError> {
+        self.nodes[node].ctdbd.as_mut().map_or(Ok(()), Ctdbd::kill)
+    }
+
+    /// Cuts a node off from all others, sidecar and `ctdbd`: it lives, clients and operators still reach it, and it
+    /// reaches no node and is reached by none. `ctdbd`s still have the file that is their cluster lock in common.
+    ///
+    /// # Panics
+    /// In a cluster without [wires](ClusterOptions::wires).
+    pub fn cut_off(&self, node: usize) {
+        self.wires.as_ref().expect(WITHOUT_WIRES).cut_off(node);
+    }
+
+    /// Undoes it.
+    ///
+    /// # Panics
+    /// In a cluster without [wires](ClusterOptions::wires).
+    pub fn rejoin(&self, node: usize) {
+        self.wires.as_ref().expect(WITHOUT_WIRES).rejoin(node);
+    }
+
     /// Stops a node's processes where they are, as a virtual machine that is being moved.
     pub fn pause(&self, node: usize) {
         self.nodes[node].sidecar.iter().for_each(ProcessGroup::pause);
         self.nodes[node].smbd.iter().for_each(Smbd::pause);
+        self.nodes[node].ctdbd.iter().for_each(Ctdbd::pause);
     }
 
     /// Lets them go on.
     pub fn resume(&self, node: usize) {
         self.nodes[node].sidecar.iter().for_each(ProcessGroup::resume);
         self.nodes[node].smbd.iter().for_each(Smbd::resume);
+        self.nodes[node].ctdbd.iter().for_each(Ctdbd::resume);
     }
 
     /// Whether a node's sidecar is running.
@@ -441,7 +633,7 @@ impl Node {
     fn prepare(
         index: usize,
         dir: &Path,
-        addresses: &[SocketAddr],
+        addresses: &Addresses,
         site: Option<&SambaSite>,
         options: &ClusterOptions,
     ) -> Result<Self, ClusterError> {
@@ -451,10 +643,21 @@ impl Node {
         fs::create_dir_all(&run_dir).map_err(prepare(&run_dir))?;
         make_accessible(&dir)?;
         make_accessible(&run_dir)?;
-        let smbd = site.map(|site| protected_smbd(site, &name, &run_dir, &options.smbd)).transpose()?;
+        let ctdbd = site.zip(addresses.ctdbds.as_ref()).map(|(site, addresses)| {
+            let (base, lock, tunables) =
+                (dir.join("ctdb"), site.dir().join("ctdb-lock"), &options.ctdb_tunables);
+            Ctdbd::prepare(site.tools(), &base, index, addresses, &lock, tunables)
+        });
+        let ctdbd = ctdbd.transpose()?;
+        let mut smbd_options = options.smbd.clone();
+        smbd_options.ctdbd_socket = ctdbd.as_ref().map(Ctdbd::socket);
+        if options.protected {
+            smbd_options.env.extend(protecting(&run_dir)?);
+        }
+        let smbd = site.map(|site| site.smbd(&name, smbd_options)).transpose()?;
 
         let mut config = String::from("[cluster]\nname = \"test\"\nnodes = [\n");
-        for (node, address) in addresses.iter().enumerate() {
+        for (node, address) in addresses.seen.iter().enumerate() {
             config += &format!("  {{ id = {}, address = \"{address}\" }},\n", node_id(node));
         }
         config += "]\n[cluster.timing]\n";
@@ -467,8 +670,9 @@ impl Node {
         }
         let handle_socket = dir.join("handles.sock");
         config += &format!(
-            "[node]\nid = {}\ndata_dir = \"{}\"\nhandle_socket = \"{}\"\nlog = \"{}\"\n",
+            "[node]\nid = {}\nlisten = \"{}\"\ndata_dir = \"{}\"\nhandle_socket = \"{}\"\nlog = \"{}\"\n",
             node_id(index),
+            addresses.own[index],
             dir.join("data").display(),
             handle_socket.display(),
             options.log,
@@ -485,28 +689,22 @@ impl Node {
         let config_file = dir.join("holdfast.toml");
         fs::write(&config_file, config).map_err(prepare(&config_file))?;
         Ok(Self {
-            address: addresses[index],
+            address: addresses.own[index],
             config: config_file,
             handle_socket,
             log: dir.join("log"),
             sidecar: None,
             smbd,
+            ctdbd,
         })
     }
 }
 
-/// An `smbd` that preloads the shim and finds its sidecar.
-fn protected_smbd(
-    site: &SambaSite,
-    name: &str,
-    run_dir: &Path,
-    options: &SmbdOptions,
-) -> Result<Smbd, ClusterError> {
+/// What makes an `smbd` preload the shim and find its sidecar.
+fn protecting(run_dir: &Path) -> Result<[(String, String); 2], ClusterError> {
     let shim = holdfast_tdb::built_library_path().map_err(ClusterError::Shim)?;
-    let mut options = options.clone();
-    options.env.push(("LD_PRELOAD".to_owned(), shim.display().to_string()));
-    options.env.push(("HOLDFAST_RUN_DIR".to_owned(), run_dir.display().to_string()));
-    Ok(site.smbd(name, options)?)
+    let variable = |name: &str, path: &Path| (name.to_owned(), path.display().to_string());
+    Ok([variable("LD_PRELOAD", &shim), variable("HOLDFAST_RUN_DIR", run_dir)])
 }
 
 /// The id that the cluster knows a node by.

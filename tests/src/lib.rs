@@ -4,9 +4,11 @@
 pub mod client_machine;
 pub mod cluster;
 pub mod conformance;
+pub mod ctdb;
 pub mod net;
 pub mod process;
 pub mod proxy;
+pub mod relay;
 pub mod samba;
 pub mod smb_client;
 pub mod smb_node;

@@ -1,10 +1,12 @@
-//! Addresses on loopback that two tests never share.
+//! Addresses on loopback that two tests never share, and whose a connection is.
 //!
 //! Every harness process has an address of its own in 127.0.0.0/8, made from its process id, so that no other
 //! process of a test run can take a port between the moment it is chosen and the moment a server is bound to
-//! it. Within the process ports are counted up and never used twice.
+//! it. Within the process ports are counted up and never used twice. Servers whose port is fixed get an address
+//! each, drawn from another part of the network.
 
 use std::{
+    fs, io,
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
     process,
     sync::atomic::{AtomicU16, Ordering},
@@ -37,5 +39,63 @@ pub fn free_endpoint() -> SocketAddr {
         if TcpListener::bind(endpoint).is_ok() {
             return endpoint;
         }
+    }
+}
+
+/// An address on which nobody listens at `port`, for a server whose port cannot be chosen. It is one of eight
+/// million, drawn at random: nobody else will be given it.
+pub fn free_address(port: u16) -> Ipv4Addr {
+    const NETWORK: u32 = u32::from_be_bytes([127, 128, 0, 0]);
+    const HOST_BITS: u32 = (1 << 23) - 1;
+    loop {
+        let address = Ipv4Addr::from(NETWORK | (rand::random::<u32>() & HOST_BITS));
+        if TcpListener::bind((address, port)).is_ok() {
+            return address;
+        }
+    }
+}
+
+/// The inode of the socket on this machine that is one end of a connection: the one whose own address is `local`. A
+/// process that has it has a file descriptor that is a link to `socket:[INODE]`. `None` if there is no such
+/// connection.
+pub fn socket_of_connection(local: SocketAddr, remote: SocketAddr) -> io::Result<Option<u64>> {
+    let (SocketAddr::V4(local), SocketAddr::V4(remote)) = (local, remote) else { return Ok(None) };
+    // As the kernel prints it: the address as a number of this machine, the port as one.
+    let printed = |address: std::net::SocketAddrV4| {
+        format!("{:08X}:{:04X}", u32::from_ne_bytes(address.ip().octets()), address.port())
+    };
+    let wanted = [printed(local), printed(remote)];
+    // Number, local and remote address, state, queues, timer, retransmissions, user, timeout, inode.
+    const INODE_COLUMN: usize = 9;
+    let connections = fs::read_to_string("/proc/net/tcp")?;
+    let inode = connections.lines().find_map(|line| {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        (columns.get(1..3)? == wanted).then(|| columns.get(INODE_COLUMN)?.parse().ok())?
+    });
+    Ok(inode)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::TcpStream, os::fd::AsRawFd};
+
+    use super::*;
+
+    #[test]
+    fn both_ends_of_a_connection_are_told_apart() {
+        let listener = TcpListener::bind(free_endpoint()).unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (server, client_address) = listener.accept().unwrap();
+        let server_address = server.local_addr().unwrap();
+        for (socket, local, remote) in [
+            (client.as_raw_fd(), client_address, server_address),
+            (server.as_raw_fd(), server_address, client_address),
+        ] {
+            let inode = socket_of_connection(local, remote).unwrap().expect("the connection is there");
+            let link = fs::read_link(format!("/proc/self/fd/{socket}")).unwrap();
+            assert_eq!(link.to_str().unwrap(), format!("socket:[{inode}]"));
+        }
+        let nobody = free_endpoint();
+        assert_eq!(socket_of_connection(nobody, server_address).unwrap(), None);
     }
 }

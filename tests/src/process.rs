@@ -9,7 +9,7 @@
 use std::{
     fs, io,
     os::unix::process::{CommandExt, ExitStatusExt},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     thread,
     time::{Duration, Instant},
@@ -19,10 +19,10 @@ use nix::{
     errno::Errno,
     sys::{
         prctl,
-        signal::{Signal, killpg},
+        signal::{Signal, kill, killpg},
         wait::{WaitPidFlag, WaitStatus, waitpid},
     },
-    unistd::Pid,
+    unistd::{Pid, getpgid},
 };
 
 /// How long a group that got SIGKILL may take to be gone; only a process stuck in the kernel needs more than
@@ -53,6 +53,16 @@ pub enum ProcessError {
         program: String,
         /// Its process group.
         group: i32,
+    },
+    /// It was asked to end and did not. It was killed then.
+    #[error("process group {group} ({program}) did not end within {timeout:?} after SIGTERM")]
+    NotTerminated {
+        /// What was run.
+        program: String,
+        /// Its process group.
+        group: i32,
+        /// How long it was given.
+        timeout: Duration,
     },
 }
 
@@ -128,6 +138,59 @@ impl ProcessGroup {
         }
     }
 
+    /// Asks the first process to end (SIGTERM), and returns when nothing of the group is left; what is still
+    /// there after `timeout` is killed, and that is an error.
+    pub async fn terminate(&mut self, timeout: Duration) -> Result<(), ProcessError> {
+        if self.is_running() {
+            // Not reaped yet, so the id is still its own.
+            let _ = kill(self.leader, Signal::SIGTERM);
+        }
+        let deadline = Instant::now() + timeout;
+        while self.reap(self.whole_group()) {
+            if Instant::now() >= deadline {
+                self.kill()?;
+                let (program, group) = (self.program.clone(), self.leader.as_raw());
+                return Err(ProcessError::NotTerminated { program, group, timeout });
+            }
+            tokio::time::sleep(10 * POLL_INTERVAL).await;
+        }
+        // Buries the guard too.
+        self.kill()
+    }
+
+    /// Kills one process of this group with SIGKILL and waits until its parent has buried it.
+    pub async fn kill_member(&self, pid: i32) -> Result<(), ProcessError> {
+        let is_there = || getpgid(Some(Pid::from_raw(pid))) == Ok(self.leader);
+        if is_there() {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        let deadline = Instant::now() + REAP_TIMEOUT;
+        while is_there() {
+            if Instant::now() >= deadline {
+                let (program, group) = (self.program.clone(), self.leader.as_raw());
+                return Err(ProcessError::Unkillable { program, group });
+            }
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+        Ok(())
+    }
+
+    /// The process of this group that has a socket, given by its inode, if one has.
+    pub fn holder_of_socket(&self, inode: u64) -> Option<i32> {
+        self.members().into_iter().find(|&pid| has_socket(pid, inode))
+    }
+
+    /// The processes of this group, zombies too.
+    fn members(&self) -> Vec<i32> {
+        let is_member = |pid: &i32| getpgid(Some(Pid::from_raw(*pid))) == Ok(self.leader);
+        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is_member).collect()
+    }
+
+    fn whole_group(&self) -> Pid {
+        Pid::from_raw(-self.leader.as_raw())
+    }
+
     /// Sends SIGKILL to the whole group and does not wait: for killing several groups at one moment. Follow
     /// it by [`ProcessGroup::kill`], which also reaps.
     pub fn send_kill(&self) {
@@ -150,11 +213,10 @@ impl ProcessGroup {
         let _ = self.guard.kill();
         let _ = self.guard.wait();
 
-        let whole_group = Pid::from_raw(-self.leader.as_raw());
         let deadline = Instant::now() + REAP_TIMEOUT;
         // The first process stays waitable until its children have become ours, so "no child left" is the
         // end.
-        while self.reap(whole_group) {
+        while self.reap(self.whole_group()) {
             if Instant::now() >= deadline {
                 let (program, group) = (self.program.clone(), self.leader.as_raw());
                 return Err(ProcessError::Unkillable { program, group });
@@ -189,6 +251,13 @@ impl ProcessGroup {
             }
         }
     }
+}
+
+/// Whether a process has a socket, given by its inode.
+pub(crate) fn has_socket(pid: i32, inode: u64) -> bool {
+    let socket = PathBuf::from(format!("socket:[{inode}]"));
+    let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    files.filter_map(|file| fs::read_link(file.path()).ok()).any(|file| file == socket)
 }
 
 /// The last lines of some logs, for an error message. What cannot be read is empty.
@@ -257,6 +326,39 @@ mod tests {
             thread::sleep(POLL_INTERVAL);
         }
         assert_eq!(group.try_exit_status().unwrap().signal(), Some(9));
+    }
+
+    #[tokio::test]
+    async fn terminate_waits_for_the_whole_group_and_kills_what_does_not_go() {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "trap 'kill $!; exit 0' TERM; sleep 60 & wait"]);
+        let mut group = ProcessGroup::spawn(command).unwrap();
+        let all = loop {
+            let all = group.members();
+            if all.len() == 2 {
+                break all;
+            }
+            tokio::time::sleep(POLL_INTERVAL).await;
+        };
+        group.terminate(Duration::from_secs(10)).await.unwrap();
+        assert!(!all.iter().any(|&pid| alive(pid)));
+        assert!(group.try_exit_status().unwrap().success());
+    }
+
+    #[tokio::test]
+    async fn terminate_kills_what_does_not_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let ready = dir.path().join("ready");
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "trap '' TERM; echo > $0; sleep 60", ready.to_str().unwrap()]);
+        let mut group = ProcessGroup::spawn(command).unwrap();
+        while !ready.exists() {
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+        let all = group.members();
+        let outcome = group.terminate(Duration::from_millis(100)).await;
+        assert!(matches!(outcome, Err(ProcessError::NotTerminated { .. })), "{outcome:?}");
+        assert!(!all.iter().any(|&pid| alive(pid)), "a process is left");
     }
 
     #[test]

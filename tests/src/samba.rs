@@ -6,14 +6,20 @@
 //! account, so that `smbd` switches its effective user as it does in production) and as an ordinary user
 //! (`smbd` then serves that user alone).
 
+mod tools;
+
 use std::{
     env, fs, io, iter,
     net::SocketAddr,
-    os::unix::fs::{PermissionsExt, symlink},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::Arc,
     time::{Duration, Instant},
+};
+
+pub use tools::{
+    REQUIRE_SAMBA, REQUIRE_SAMBA_ROOTS, ROOT_VERSIONS, SAMBA_ROOTS, SambaTools, samba_in_root_or_skip,
+    samba_or_skip,
 };
 
 use nix::unistd::{Uid, User};
@@ -25,12 +31,6 @@ use crate::{
     process::{ProcessError, ProcessGroup, last_lines},
     smb_client::Credentials,
 };
-
-/// Set to 1 where Samba has to be there, as in continuous integration: then a missing Samba fails the test.
-pub const REQUIRE_SAMBA: &str = "HOLDFAST_REQUIRE_SAMBA";
-
-/// Set to 1 where the versions that `tests/roots/make` makes have to be there too.
-pub const REQUIRE_SAMBA_ROOTS: &str = "HOLDFAST_REQUIRE_SAMBA_ROOTS";
 
 /// The share that every node serves.
 pub const SHARE: &str = "share";
@@ -47,19 +47,8 @@ const PASSWORD: &str = "holdfast-secret";
 /// How long `smbd` may take until it accepts connections.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Where Debian and others keep servers, which is not in an ordinary user's PATH.
-const SERVER_DIRS: [&str; 3] = ["/usr/sbin", "/usr/local/sbin", "/usr/local/samba/sbin"];
-
-/// The folder with roots of other versions of Samba, one for each, as `tests/roots/make` makes them.
-pub const SAMBA_ROOTS: &str = "HOLDFAST_SAMBA_ROOTS";
-
-const DEFAULT_ROOTS: &str = "/var/cache/holdfast/samba-roots";
-
-/// The versions that `tests/roots/make` has a recipe for.
-pub const ROOT_VERSIONS: [&str; 2] = ["4.22", "4.25"];
-
-/// What tests run of a Samba that is in a root.
-const ROOT_PROGRAMS: [&str; 7] = ["smbd", "ctdbd", "ctdb", "net", "pdbedit", "smbtorture", "testparm"];
+/// How long `smbd` may take until it has ended after SIGTERM.
+const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Why there is no Samba, or not as asked for.
 #[derive(Debug, thiserror::Error)]
@@ -107,6 +96,14 @@ pub enum SambaError {
     /// A process could not be started or ended.
     #[error(transparent)]
     Process(#[from] ProcessError),
+    /// Nobody serves this client.
+    #[error("no process of the smbd on {server} serves a connection from {client}")]
+    NoChild {
+        /// The server.
+        server: SocketAddr,
+        /// The client.
+        client: SocketAddr,
+    },
     /// `smbd` ended or does not listen.
     #[error("smbd on {address} {problem}; the end of its log:\n{log}")]
     NotServing {
@@ -117,166 +114,6 @@ pub enum SambaError {
         /// The last lines of its log.
         log: String,
     },
-}
-
-/// The programs of one version of Samba.
-#[derive(Clone, Debug)]
-pub struct SambaTools {
-    smbd: PathBuf,
-    testparm: PathBuf,
-    pdbedit: PathBuf,
-    smbtorture: Option<PathBuf>,
-    home: Home,
-}
-
-/// Where a Samba's programs are.
-#[derive(Clone, Debug)]
-enum Home {
-    /// Installed on this machine.
-    Machine,
-    /// In a root of their own. The directory has a command for each that enters the root, and is removed with the
-    /// last user.
-    Root(Arc<TempDir>),
-}
-
-impl SambaTools {
-    /// Looks for Samba in PATH and in the usual directories.
-    pub fn find() -> Result<Self, SambaError> {
-        Self::at(Home::Machine)
-    }
-
-    /// The Samba of a version such as `4.22`, which `tests/roots/make` has made. Its processes see the temporary
-    /// directory and the built shim at the paths that these have for everybody else. To enter a root takes
-    /// root's rights.
-    pub fn in_root(version: &str) -> Result<Self, SambaError> {
-        let root = roots().join(version);
-        if !root.is_dir() {
-            return Err(SambaError::NoRoot { version: version.to_owned(), root });
-        }
-        if !Uid::effective().is_root() {
-            return Err(SambaError::RootEntry { version: version.to_owned() });
-        }
-        Self::at(Home::Root(Arc::new(commands_of(&root, version)?)))
-    }
-
-    /// Every version that can be used here, the machine's own first.
-    pub fn all_there() -> Vec<Self> {
-        let in_roots = ROOT_VERSIONS.map(Self::in_root);
-        iter::once(Self::find()).chain(in_roots).filter_map(Result::ok).collect()
-    }
-
-    fn at(home: Home) -> Result<Self, SambaError> {
-        Ok(Self {
-            smbd: home.program("smbd")?,
-            testparm: home.program("testparm")?,
-            pdbedit: home.program("pdbedit")?,
-            smbtorture: home.program("smbtorture").ok(),
-            home,
-        })
-    }
-
-    /// The server.
-    pub fn smbd(&self) -> &Path {
-        &self.smbd
-    }
-
-    /// What says how a configuration is understood.
-    pub fn testparm(&self) -> &Path {
-        &self.testparm
-    }
-
-    /// `smbtorture`, which is a package of its own in Debian.
-    pub fn smbtorture(&self) -> Option<&Path> {
-        self.smbtorture.as_deref()
-    }
-
-    /// One of this version's other programs.
-    pub fn program(&self, name: &'static str) -> Result<PathBuf, SambaError> {
-        self.home.program(name)
-    }
-
-    /// The version that `smbd` reports, such as `4.17.12-Debian`.
-    pub fn version(&self) -> Option<String> {
-        let output = Command::new(&self.smbd).arg("--version").output().ok()?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        text.trim().strip_prefix("Version ").map(str::to_owned)
-    }
-}
-
-impl Home {
-    fn program(&self, program: &'static str) -> Result<PathBuf, SambaError> {
-        let path = env::var_os("PATH").unwrap_or_default();
-        let dirs: Vec<PathBuf> = match self {
-            Self::Machine => env::split_paths(&path).chain(SERVER_DIRS.map(PathBuf::from)).collect(),
-            Self::Root(commands) => vec![commands.path().to_owned()],
-        };
-        dirs.into_iter()
-            .map(|dir| dir.join(program))
-            .find(|file| file.is_file())
-            .ok_or(SambaError::Missing { program })
-    }
-}
-
-/// Where other versions of Samba are.
-fn roots() -> PathBuf {
-    env::var_os(SAMBA_ROOTS).map_or_else(|| PathBuf::from(DEFAULT_ROOTS), PathBuf::from)
-}
-
-/// Makes a directory with a command for each of a root's programs.
-fn commands_of(root: &Path, version: &str) -> Result<TempDir, SambaError> {
-    let temporary = env::temp_dir();
-    let commands = tempfile::Builder::new()
-        .prefix(&format!("holdfast-samba-{version}-"))
-        .tempdir()
-        .map_err(prepare(&temporary))?;
-    let mut seen_inside = vec![root.to_owned(), temporary];
-    // Without a shim there can be no cluster, but there can be an unprotected smbd.
-    let shim = holdfast_tdb::built_library_path().ok();
-    seen_inside.extend(shim.as_deref().and_then(Path::parent).and_then(|dir| dir.canonicalize().ok()));
-    let list: String = seen_inside.iter().map(|dir| format!("{}\n", dir.display())).collect();
-    let file = commands.path().join("root");
-    fs::write(&file, list).map_err(prepare(&file))?;
-
-    // Links to one script, and not scripts written here: the kernel does not run a file that is open for writing,
-    // and a process that another thread has just forked may have it open a little longer.
-    let enter = Path::new(env!("CARGO_MANIFEST_DIR")).join("roots/enter");
-    for program in ROOT_PROGRAMS {
-        if ["usr/sbin", "usr/bin"].iter().any(|dir| root.join(dir).join(program).is_file()) {
-            let command = commands.path().join(program);
-            symlink(&enter, &command).map_err(prepare(&command))?;
-        }
-    }
-    Ok(commands)
-}
-
-/// Samba's programs; or `None` where they are missing, after a line that says so: the test then has nothing
-/// to do.
-///
-/// # Panics
-/// When Samba is missing although [`REQUIRE_SAMBA`] is set.
-pub fn samba_or_skip() -> Option<SambaTools> {
-    or_skip(SambaTools::find(), REQUIRE_SAMBA)
-}
-
-/// The same for a version that is in a root.
-///
-/// # Panics
-/// When it is missing although [`REQUIRE_SAMBA_ROOTS`] is set.
-pub fn samba_in_root_or_skip(version: &str) -> Option<SambaTools> {
-    or_skip(SambaTools::in_root(version), REQUIRE_SAMBA_ROOTS)
-}
-
-fn or_skip(found: Result<SambaTools, SambaError>, required: &str) -> Option<SambaTools> {
-    match found {
-        Ok(tools) => Some(tools),
-        Err(err) if env::var(required).is_ok_and(|value| value == "1") => {
-            panic!("{required}=1 is set, but {err}")
-        }
-        Err(err) => {
-            eprintln!("skipped: {err}");
-            None
-        }
-    }
 }
 
 /// What all nodes of a cluster share. Its folder is removed when it is dropped; the nodes must be gone by
@@ -330,8 +167,11 @@ impl SambaSite {
         let dir = self.dir.path().join(name);
         let address = net::free_endpoint();
         write_config(&dir, &self.config(&dir, address, &options))?;
-        copy_files(&self.user_database(), &dir.join("private"))?;
-        Ok(Smbd { program: self.tools.smbd.clone(), dir, address, env: options.env, process: None })
+        // In a CTDB cluster the users are in a database of the cluster.
+        if options.ctdbd_socket.is_none() {
+            copy_files(&self.user_database(), &dir.join("private"))?;
+        }
+        Ok(Smbd { program: self.tools.smbd().to_owned(), dir, address, env: options.env, process: None })
     }
 
     /// Directory with `passdb.tdb` and `secrets.tdb`: users, and the machine's SID.
@@ -339,13 +179,23 @@ impl SambaSite {
         self.dir.path().join("users").join("private")
     }
 
-    /// Lets `pdbedit` make the machine's SID and the user. Every node gets a copy, so that a user is the same
-    /// SID everywhere; Samba gives an open back only to the SID that opened it.
+    /// Makes the machine's SID and the user. Every node gets a copy, so that a user is the same SID everywhere;
+    /// Samba gives an open back only to the SID that opened it.
     fn make_user_database(&self) -> Result<(), SambaError> {
         let dir = self.dir.path().join("users");
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 445));
         let config = write_config(&dir, &self.config(&dir, nowhere, &SmbdOptions::default()))?;
-        let program = &self.tools.pdbedit;
+        self.create_user(&config)
+    }
+
+    /// Makes the user of a CTDB cluster, once, by way of one of its nodes, whose `ctdbd` must be healthy.
+    pub fn create_clustered_user(&self, node: &Smbd) -> Result<(), SambaError> {
+        self.create_user(&node.config_file())
+    }
+
+    /// Lets `pdbedit` make the user, where the configuration says that users are kept.
+    fn create_user(&self, config: &Path) -> Result<(), SambaError> {
+        let program = self.tools.pdbedit();
         let mut child = Command::new(program)
             // Unlike `smbpasswd`, it does this for an ordinary user too.
             .args(["--create", "--password-from-stdin", "--configfile"])
@@ -396,6 +246,12 @@ impl SambaSite {
              \tsmbd:FSCTL_SMBTORTURE = yes\n",
             log_level = options.log_level,
         );
+        if let Some(socket) = &options.ctdbd_socket {
+            config += &format!("\tclustering = yes\n\tctdbd socket = {}\n", socket.display());
+        }
+        for (name, value) in &options.global_options {
+            config += &format!("\t{name} = {value}\n");
+        }
         for name in iter::once(SHARE).chain(options.more_shares.iter().map(String::as_str)) {
             config += &format!(
                 "[{name}]\n\
@@ -420,12 +276,27 @@ impl SambaSite {
 pub struct SmbdOptions {
     /// Environment variables, such as `LD_PRELOAD`.
     pub env: Vec<(String, String)>,
+    /// The `ctdbd` of a clustered `smbd`.
+    pub ctdbd_socket: Option<PathBuf>,
+    /// Further global options, after the usual ones.
+    pub global_options: Vec<(String, String)>,
     /// Further options of the shares, after the usual ones.
     pub share_options: Vec<(String, String)>,
     /// Names of further shares of the same directory.
     pub more_shares: Vec<String>,
     /// Samba's log level.
     pub log_level: u8,
+}
+
+impl SmbdOptions {
+    /// The same with what makes Samba itself keep handles for clients that ask for persistent ones. Samba 4.25 can.
+    #[must_use]
+    pub fn continuously_available(mut self) -> Self {
+        let yes = |name: &str| (name.to_owned(), "yes".to_owned());
+        self.global_options.push(yes("persistent handles"));
+        self.share_options.push(yes("continuous availability"));
+        self
+    }
 }
 
 /// One Samba node. Dropping it kills it.
@@ -511,6 +382,26 @@ impl Smbd {
     /// Sends SIGKILL to the parent and every child and does not wait. To be followed by [`Smbd::kill`].
     pub fn send_kill(&self) {
         self.process.iter().for_each(ProcessGroup::send_kill);
+    }
+
+    /// Ends it as its administrator does, with SIGTERM to the parent, and returns when all of it is gone. What is not
+    /// is killed after a while, and that is an error.
+    pub async fn stop(&mut self) -> Result<(), ProcessError> {
+        match self.process.take() {
+            Some(mut process) => process.terminate(STOP_TIMEOUT).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Kills the one child that serves a client, given by the address from which that has connected, with SIGKILL.
+    /// Returns its process id when it is gone; the parent has buried it then, and serves on.
+    pub async fn kill_child(&self, client: SocketAddr) -> Result<i32, SambaError> {
+        let no_child = || SambaError::NoChild { server: self.address, client };
+        let process = self.process.as_ref().ok_or_else(no_child)?;
+        let socket = net::socket_of_connection(self.address, client).ok().flatten();
+        let child = socket.and_then(|socket| process.holder_of_socket(socket)).ok_or_else(no_child)?;
+        process.kill_member(child).await?;
+        Ok(child)
     }
 
     /// Stops the parent and every child where they are (SIGSTOP).
