@@ -1,6 +1,7 @@
 //! The world around Holdfast, for its tests, its demo and its benchmarks: SMB clients, real `smbd`s, proxies,
 //! and ways to hurt them.
 
+pub mod chaos;
 pub mod client_machine;
 pub mod cluster;
 pub mod conformance;

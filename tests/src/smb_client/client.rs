@@ -280,6 +280,18 @@ impl Opened {
         self.call(wire::set_disposition(session_id, tree_id, self.file_id(), delete_pending)).await.map(drop)
     }
 
+    /// Cuts the file off, or extends it with zeros.
+    pub async fn set_end_of_file(&self, len: u64) -> Result<(), SmbError> {
+        let (session_id, tree_id) = self.ids();
+        self.call(wire::set_end_of_file(session_id, tree_id, self.file_id(), len)).await.map(drop)
+    }
+
+    /// Says when the file was last written, in seconds since 1970.
+    pub async fn set_last_write_time(&self, seconds: u32) -> Result<(), SmbError> {
+        let (session_id, tree_id) = self.ids();
+        self.call(wire::set_last_write_time(session_id, tree_id, self.file_id(), seconds)).await.map(drop)
+    }
+
     /// Acknowledges an oplock break: from now on the open has no more than `level`.
     pub async fn acknowledge_oplock_break(&self, level: OplockLevel) -> Result<(), SmbError> {
         let (session_id, tree_id) = self.ids();

@@ -437,6 +437,29 @@ pub(super) fn set_disposition(
     set_info(session_id, tree_id, file_id, FILE_DISPOSITION_INFORMATION, &[delete_pending.into()])
 }
 
+/// SET_INFO with FileEndOfFileInformation (MS-SMB2 2.2.39; MS-FSCC 2.4.13).
+pub(super) fn set_end_of_file(session_id: u64, tree_id: u32, file_id: FileId, len: u64) -> Request {
+    const FILE_END_OF_FILE_INFORMATION: u8 = 20;
+    set_info(session_id, tree_id, file_id, FILE_END_OF_FILE_INFORMATION, &len.to_le_bytes())
+}
+
+/// SET_INFO with FileBasicInformation (MS-SMB2 2.2.39; MS-FSCC 2.4.7) that changes nothing but LastWriteTime.
+pub(super) fn set_last_write_time(session_id: u64, tree_id: u32, file_id: FileId, seconds: u32) -> Request {
+    const FILE_BASIC_INFORMATION: u8 = 4;
+    // FILETIME (MS-DTYP 2.3.3) counts tenths of microseconds from 1601 on.
+    const SECONDS_FROM_1601_TO_1970: u64 = 11_644_473_600;
+    const TICKS_PER_SECOND: u64 = 10_000_000;
+    let time = (u64::from(seconds) + SECONDS_FROM_1601_TO_1970) * TICKS_PER_SECOND;
+    let information = Body::default()
+        .u64(0) // CreationTime: unchanged, as the others
+        .u64(0) // LastAccessTime
+        .u64(time)
+        .u64(0) // ChangeTime
+        .u32(0) // FileAttributes
+        .u32(0); // Reserved
+    set_info(session_id, tree_id, file_id, FILE_BASIC_INFORMATION, &information.0)
+}
+
 fn set_info(session_id: u64, tree_id: u32, file_id: FileId, class: u8, information: &[u8]) -> Request {
     const INFO_FILE: u8 = 1;
     const BUFFER_OFFSET: u16 = 64 + 32;

@@ -1,0 +1,97 @@
+//! Nodes that die at random moments under clients at work, again and again: is anything lost that a client was
+//! promised?
+
+#![expect(clippy::print_stdout, reason = "the result is to be read on a terminal")]
+
+use std::{error::Error, fs, path::PathBuf, process::ExitCode};
+
+use clap::Parser;
+use harness::{
+    chaos::{self, Options},
+    cluster::ClusterOptions,
+    samba::SambaTools,
+};
+
+/// Kills nodes under clients that hold thousands of durable opens, and keeps exact account of what the clients are
+/// promised. The exit code is 0 only if every promise was kept.
+#[derive(Debug, Parser)]
+#[command(name = "chaos")]
+struct Arguments {
+    /// How many blows.
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    rounds: usize,
+    /// Client machines.
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    clients: usize,
+    /// Opens that they hold together when a blow falls.
+    #[arg(long, value_name = "N", default_value_t = 5000)]
+    opens: usize,
+    /// Shares of the same files, each with clients of its own.
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    shares: usize,
+    /// What the schedule is made from; by default another one each time.
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Give the nodes time, so that none is taken for dead on a machine that has other things to do.
+    #[arg(long)]
+    patient: bool,
+    /// Where to keep logs and histories if a promise is broken; by default a folder that names the seed.
+    #[arg(long, value_name = "FOLDER")]
+    evidence: Option<PathBuf>,
+    /// The sidecars' log filter.
+    #[arg(long, value_name = "FILTER", default_value = "info")]
+    log: String,
+    /// Also write the result as a JSON document.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// The conventional exit code of a program that SIGINT ended.
+const INTERRUPTED: u8 = 130;
+
+fn main() -> ExitCode {
+    if let Some(code) = harness::sidecar_main_if_asked() {
+        return code;
+    }
+    let arguments = Arguments::parse();
+    let runtime = tokio::runtime::Runtime::new().expect("a process can start its threads");
+    let result = runtime.block_on(async {
+        tokio::select! {
+            result = unleash(&arguments) => result,
+            // The run is dropped, and with it the cluster and its files.
+            _ = tokio::signal::ctrl_c() => Ok(ExitCode::from(INTERRUPTED)),
+        }
+    });
+    result.unwrap_or_else(|err| {
+        eprintln!("chaos: {}", node::telemetry::chain(err.as_ref()));
+        ExitCode::FAILURE
+    })
+}
+
+async fn unleash(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
+    let seed = arguments.seed.unwrap_or_else(|| rand::random_range(0..1_000_000));
+    println!("Seed {seed}.");
+    let mut cluster = ClusterOptions::with_samba(std::env::current_exe()?, SambaTools::find()?);
+    if arguments.patient {
+        cluster = cluster.patient();
+    }
+    cluster.log.clone_from(&arguments.log);
+    let evidence = arguments.evidence.clone();
+    let report = chaos::run(Options {
+        seed,
+        rounds: arguments.rounds,
+        clients: arguments.clients,
+        opens: arguments.opens,
+        shares: arguments.shares,
+        cluster,
+        evidence: evidence
+            .unwrap_or_else(|| std::env::temp_dir().join(format!("holdfast-chaos-seed-{seed}"))),
+        verbose: true,
+    })
+    .await?;
+    println!("{report}");
+    if let Some(path) = &arguments.json {
+        fs::write(path, format!("{:#}\n", report.json()))?;
+    }
+    Ok(if report.all_kept() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

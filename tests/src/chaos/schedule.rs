@@ -1,0 +1,122 @@
+//! A seed becomes a schedule: who dies how in each round, and when.
+//!
+//! The same seed gives the same schedule and the same choices of each client. How they interleave is up to the
+//! machine, so a failure may need several runs of its seed to show again.
+
+use std::{fmt, ops::Range, time::Duration};
+
+use rand::{RngExt, SeedableRng, rngs::StdRng, seq::SliceRandom};
+
+/// How a node, or a part of it, is hurt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Death {
+    /// SIGKILL of everything on a node that serves clients.
+    Node,
+    /// The same of the node that leads the cluster, whomever it serves.
+    Leader,
+    /// SIGKILL of a serving node, and of the node that its clients went to as soon as the first is back: in the
+    /// midst of their reclaims.
+    Aftershock,
+    /// SIGKILL of two of the nodes, one right after the other. Without a quorum nobody gets anything, until one of them is
+    /// back.
+    TwoNodes,
+    /// SIGKILL of `smbd` with all its children; the sidecar lives.
+    Smbd,
+    /// SIGKILL of the sidecar for longer than its `smbd` may live without it.
+    Sidecar,
+    /// SIGKILL of the sidecar, which is started again at once.
+    SidecarForAMoment,
+    /// SIGSTOP of everything on a node, for longer than the others wait.
+    Pause,
+}
+
+impl Death {
+    /// How often each comes in a deck of rounds.
+    const DECK: [(Self, usize); 8] = [
+        (Self::Node, 3),
+        (Self::Leader, 2),
+        (Self::Aftershock, 1),
+        (Self::TwoNodes, 1),
+        (Self::Smbd, 1),
+        (Self::Sidecar, 1),
+        (Self::SidecarForAMoment, 1),
+        (Self::Pause, 1),
+    ];
+
+    /// Whether the clients of the node have to go elsewhere.
+    pub fn evicts(self) -> bool {
+        self != Self::SidecarForAMoment
+    }
+}
+
+impl fmt::Display for Death {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Node => "node",
+            Self::Leader => "leader",
+            Self::Aftershock => "node, then its successor",
+            Self::TwoNodes => "two nodes",
+            Self::Smbd => "smbd alone",
+            Self::Sidecar => "sidecar alone",
+            Self::SidecarForAMoment => "sidecar, back at once",
+            Self::Pause => "node paused",
+        })
+    }
+}
+
+/// One round of the schedule.
+#[derive(Clone, Copy, Debug)]
+pub struct Round {
+    /// What happens.
+    pub death: Death,
+    /// Which group of clients it is aimed at.
+    pub group: usize,
+    /// How long the clients work after they hold all that they are to hold.
+    pub after: Duration,
+    /// How long after the first blow the dead come back, or the second blow falls.
+    pub meanwhile: Duration,
+}
+
+/// How long clients work before the blow falls.
+const AFTER: Range<u64> = 100..1500;
+
+/// How long the dead stay dead, or the second blow is held back. From "before anybody has noticed" to "after the
+/// last reclaim".
+const MEANWHILE: Range<u64> = 0..4000;
+
+/// The rounds of a seed. The first is always the death of a node.
+pub(super) fn schedule(seed: u64, rounds: usize, groups: usize) -> Vec<Round> {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut deck = Vec::new();
+    let mut schedule = Vec::new();
+    for number in 0..rounds {
+        if deck.is_empty() {
+            deck = Death::DECK.iter().flat_map(|&(death, times)| [death].repeat(times)).collect();
+            deck.shuffle(&mut rng);
+        }
+        let drawn = deck.pop().expect("it was just filled");
+        schedule.push(Round {
+            death: if number == 0 { Death::Node } else { drawn },
+            group: rng.random_range(0..groups),
+            after: Duration::from_millis(rng.random_range(AFTER)),
+            meanwhile: Duration::from_millis(rng.random_range(MEANWHILE)),
+        });
+    }
+    schedule
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_gives_one_schedule_and_a_long_one_has_every_death() {
+        let (first, again) = (schedule(7, 60, 2), schedule(7, 60, 2));
+        assert_eq!(format!("{first:?}"), format!("{again:?}"));
+        assert_ne!(format!("{first:?}"), format!("{:?}", schedule(8, 60, 2)));
+        assert_eq!(first[0].death, Death::Node);
+        for (death, _) in Death::DECK {
+            assert!(first.iter().any(|round| round.death == death), "{death}");
+        }
+    }
+}
