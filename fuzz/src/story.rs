@@ -179,7 +179,7 @@ fn reports() -> Log {
     let granted = description(open, Oplock::Batch);
     teller.ask(1, Request::ServeShare(share_name()));
     teller.ask(1, Request::Grant(Box::new(granted.clone())));
-    teller.ask(1, Request::Update(vec![OpenDescription { position: 512, ..granted.clone() }]));
+    teller.ask(1, Request::Update(vec![OpenDescription { position: 512, ..granted.clone() }].into()));
     teller.ask(1, Request::Disconnect(open));
     teller.ask(1, Request::Reclaim(Reclaim { durable_file_id: open, create_guid: CREATE_GUID }));
     teller.ask(1, Request::ReleaseShare(share_name()));

@@ -1,14 +1,14 @@
 //! The daemon: puts the parts together, runs them, and takes them down in order.
 
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use proto::pb::ops::v1::StatusRequest;
 use proto::pb::ops::v1::ops_client::OpsClient;
-use statedb::NodeId;
+use statedb::{DurableFileId, NodeId, Owner};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -18,13 +18,14 @@ use tracing::{info, warn};
 
 use crate::config::Config;
 use crate::lease::ServiceLease;
-use crate::liveness::{self, Leadership};
-use crate::raft::{RaftNode, RaftNodeConfig, RaftTiming};
+use crate::liveness::{self, Answer, Leadership};
+use crate::raft::{Answers, RaftNode, RaftNodeConfig, RaftTiming};
 use crate::rpc::attach::AttachPoint;
 use crate::rpc::events::EventService;
 use crate::rpc::handles::HandleService;
 use crate::rpc::listen;
 use crate::rpc::ops::OpsService;
+use crate::smb::look::Lookout;
 use crate::smb::service::SmbService;
 
 /// How long this node's own address may take to answer. It is this process that answers.
@@ -94,10 +95,15 @@ async fn run_until_stopped(config: Arc<Config>) -> anyhow::Result<()> {
         config.samba.is_none(),
         stop.clone(),
     );
-    let answers = Arc::clone(&leadership);
+    let lookout = Arc::new(OnceLock::new());
+    let answers = PeerAnswers {
+        raft: Arc::clone(&raft),
+        leadership: Arc::clone(&leadership),
+        lookout: Arc::clone(&lookout),
+    };
     let mut serving = JoinSet::new();
     let server = listen::server()
-        .add_service(raft.server(move |raft, owner| answers.answer(raft, owner)))
+        .add_service(raft.server(answers))
         .add_service(HandleService::server(Arc::clone(&raft), point.clone(), timing.verdict_within()))
         .add_service(EventService::server(Arc::clone(&raft), point.clone()))
         .add_service(OpsService::server(Arc::clone(&config), Arc::clone(&raft), process_nonce));
@@ -121,6 +127,7 @@ async fn run_until_stopped(config: Arc<Config>) -> anyhow::Result<()> {
         Arc::clone(&leadership),
         lease,
         point,
+        lookout,
         stop.clone(),
     ));
 
@@ -154,6 +161,7 @@ async fn serve(
     leadership: Arc<Leadership>,
     lease: Arc<ServiceLease>,
     point: AttachPoint,
+    lookout: Arc<OnceLock<Arc<Lookout>>>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let Some(samba) = &config.samba else {
@@ -168,6 +176,8 @@ async fn serve(
     }
     let (service, listener): (Arc<SmbService>, UnixListener) =
         SmbService::prepare(&config, samba, Arc::clone(&raft), Arc::clone(&lease), &stop)?;
+    // This call alone sets it.
+    let _ = lookout.set(service.lookout());
     info!(run_dir = %samba.run_dir.display(), "waiting for smbd");
     let fenced = {
         let service = Arc::clone(&service);
@@ -176,6 +186,27 @@ async fn serve(
     tokio::spawn(liveness::keep_alive(raft, leadership, lease, fenced, stop.clone()));
     service.run(listener, stop).await;
     Ok(())
+}
+
+/// What peers ask that is not Raft's to answer.
+struct PeerAnswers {
+    raft: Arc<RaftNode>,
+    leadership: Arc<Leadership>,
+    /// Set when the Samba beside this node, if there is one, is known.
+    lookout: Arc<OnceLock<Arc<Lookout>>>,
+}
+
+impl Answers for PeerAnswers {
+    fn sign_of_life(&self, owner: Owner) -> Answer {
+        self.leadership.answer(&self.raft, owner)
+    }
+
+    async fn is_settled(&self, open: DurableFileId, applied: u64) -> bool {
+        match self.lookout.get() {
+            Some(lookout) => lookout.is_settled(open, applied).await,
+            None => false,
+        }
+    }
 }
 
 async fn listen(config: &Config) -> anyhow::Result<TcpListener> {

@@ -51,7 +51,7 @@ use proto::pb::raft::v1::raft_server::RaftServer;
 use statedb::store::StoreError;
 use statedb::store::applied::AppliedStore;
 use statedb::store::log::LogStore;
-use statedb::{Command, Limits, LogId, NodeId, Outcome, Owner, State, Timestamp};
+use statedb::{Command, DurableFileId, Limits, LogId, NodeId, Outcome, Owner, State, Timestamp};
 use tokio::sync::{broadcast, watch};
 use tonic::{Code, Status};
 use tracing::{info, warn};
@@ -66,7 +66,7 @@ use crate::events::EventRing;
 use crate::liveness::Answer;
 use crate::telemetry::chain;
 
-pub use self::server::RaftService;
+pub use self::server::{Answers, RaftService};
 pub use self::state_machine::{AppliedEntry, LoadError, News};
 
 /// The longest command that may be proposed, encoded. An open is at most 64 KiB; an update names the
@@ -327,13 +327,9 @@ impl RaftNode {
         }
     }
 
-    /// The service that peers talk to, to be added to a gRPC server. `answer` answers signs of life of other
-    /// nodes while this one leads.
-    pub fn server(
-        self: &Arc<Self>,
-        answer: impl Fn(&Self, Owner) -> Answer + Send + Sync + 'static,
-    ) -> RaftServer<RaftService> {
-        RaftService::server(Arc::clone(self), answer)
+    /// The service that peers talk to, to be added to a gRPC server. `answers` has what is not Raft's to answer.
+    pub fn server<A: Answers>(self: &Arc<Self>, answers: A) -> RaftServer<RaftService<A>> {
+        RaftService::server(Arc::clone(self), answers)
     }
 
     /// Reads the replicated state, as far as this node has applied it. Keep it short: applying waits.
@@ -561,6 +557,22 @@ impl RaftNode {
             Some(PbAnswer::NotLeader(_)) => Answer::NotLeader,
             Some(PbAnswer::AskAgain(pb::AskAgain {})) | None => Answer::AskAgain,
         }
+    }
+
+    /// Asks another node whether the records of an open are settled ([`Answers::is_settled`]), and lives. No answer
+    /// within `patience` is a no.
+    pub async fn is_settled_at(
+        &self,
+        peer: NodeId,
+        open: DurableFileId,
+        applied: u64,
+        patience: Duration,
+    ) -> bool {
+        let Some(mut peer) = self.peers.control(peer.0) else { return false };
+        let envelope = Some(peer.envelope);
+        let request = pb::SettledRequest { envelope, durable_file_id: open.0, applied };
+        let response = network::within(patience, peer.client.settled(request)).await;
+        response.is_ok_and(|response| response.into_inner().is_settled)
     }
 
     /// Waits until this node has applied everything that it can have served before a restart, and whatever

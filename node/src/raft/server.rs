@@ -12,7 +12,7 @@ use proto::convert::required;
 use proto::pb::raft::v1 as pb;
 use proto::pb::raft::v1::raft_server::{Raft, RaftServer};
 use proto::pb::storage::v1 as stored;
-use statedb::{Command, Owner, Record, State};
+use statedb::{Command, DurableFileId, Owner, Record, State};
 use tonic::{Request, Response, Status, Streaming};
 use tracing::warn;
 
@@ -28,26 +28,31 @@ type BoxStream<T> = std::pin::Pin<Box<dyn Stream<Item = T> + Send>>;
 /// configuration allows.
 const SNAPSHOT_RECORDS_MAX: usize = 16 * 1024 * 1024;
 
-/// Answers peers.
-pub struct RaftService {
-    node: Arc<RaftNode>,
-    answer: Box<AnswerSignOfLife>,
+/// What peers ask that is not Raft's to answer.
+pub trait Answers: Send + Sync + 'static {
+    /// A sign of life of another node's SMB service, which arrived just now.
+    fn sign_of_life(&self, owner: Owner) -> Answer;
+
+    /// Whether the records of an open are as they should be, as far as this node is the one to say; by the entry at
+    /// `applied` or a later one. See `SettledResponse`.
+    fn is_settled(&self, open: DurableFileId, applied: u64) -> impl Future<Output = bool> + Send;
 }
 
-type AnswerSignOfLife = dyn Fn(&RaftNode, Owner) -> Answer + Send + Sync;
+/// Answers peers.
+pub struct RaftService<A> {
+    node: Arc<RaftNode>,
+    answers: A,
+}
 
-impl fmt::Debug for RaftService {
+impl<A> fmt::Debug for RaftService<A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RaftService").field("node", &self.node).finish_non_exhaustive()
     }
 }
 
-impl RaftService {
-    pub(super) fn server(
-        node: Arc<RaftNode>,
-        answer: impl Fn(&RaftNode, Owner) -> Answer + Send + Sync + 'static,
-    ) -> RaftServer<Self> {
-        RaftServer::new(Self { node, answer: Box::new(answer) })
+impl<A: Answers> RaftService<A> {
+    pub(super) fn server(node: Arc<RaftNode>, answers: A) -> RaftServer<Self> {
+        RaftServer::new(Self { node, answers })
             .max_decoding_message_size(MESSAGE_LEN_MAX)
             .max_encoding_message_size(MESSAGE_LEN_MAX)
     }
@@ -161,7 +166,7 @@ fn decoded(
 }
 
 #[tonic::async_trait]
-impl Raft for RaftService {
+impl<A: Answers> Raft for RaftService<A> {
     type AppendStream = BoxStream<Result<pb::AppendResponse, Status>>;
 
     async fn append(
@@ -269,7 +274,7 @@ impl Raft for RaftService {
         let request = request.into_inner();
         self.check(request.envelope)?;
         let owner: Owner = required("KeepAliveRequest", "owner", request.owner).map_err(invalid)?.into();
-        let answer = match (self.answer)(&self.node, owner) {
+        let answer = match self.answers.sign_of_life(owner) {
             Answer::GoOn { quorum_age } => {
                 let quorum_age_us = u64::try_from(quorum_age.as_micros()).unwrap_or(u64::MAX);
                 PbAnswer::GoOn(pb::GoOn { quorum_age_us })
@@ -281,6 +286,17 @@ impl Raft for RaftService {
             }
         };
         Ok(Response::new(pb::KeepAliveResponse { answer: Some(answer) }))
+    }
+
+    async fn settled(
+        &self,
+        request: Request<pb::SettledRequest>,
+    ) -> Result<Response<pb::SettledResponse>, Status> {
+        let request = request.into_inner();
+        self.check(request.envelope)?;
+        let open = DurableFileId(request.durable_file_id);
+        let is_settled = self.answers.is_settled(open, request.applied).await;
+        Ok(Response::new(pb::SettledResponse { is_settled }))
     }
 
     async fn form(&self, request: Request<pb::FormRequest>) -> Result<Response<pb::FormResponse>, Status> {

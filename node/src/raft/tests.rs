@@ -65,6 +65,19 @@ impl Drop for Running {
     }
 }
 
+/// A node that knows of nobody but Raft.
+struct NoAnswers;
+
+impl Answers for NoAnswers {
+    fn sign_of_life(&self, _: Owner) -> Answer {
+        Answer::AskAgain
+    }
+
+    async fn is_settled(&self, _: DurableFileId, _: u64) -> bool {
+        false
+    }
+}
+
 impl Cluster {
     /// Three nodes that have never run.
     async fn new() -> Self {
@@ -104,7 +117,7 @@ impl Cluster {
         let runtime = runtime.expect("a runtime");
         let started = runtime.spawn(async move {
             let node = RaftNode::start(config).await.expect("starts");
-            let service = node.server(|_, _| Answer::AskAgain);
+            let service = node.server(NoAnswers);
             let listener = TcpListener::from_std(listener).expect("a listener");
             let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
             let server = tonic::transport::Server::builder().add_service(service);

@@ -5,6 +5,8 @@
 //!
 //! What concerns no durable open of a protected share is let through without a commit.
 
+mod in_common;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex as SyncMutex, MutexGuard};
@@ -14,8 +16,8 @@ use futures::{StreamExt, stream};
 use samba::records::{Holder, OpenGlobal};
 use samba::{Capture as Captured, Change as Changed, ImageError, OpenImage};
 use statedb::{
-    DurableFileId, FileKey, Open, OpenDescription, OpenState, Outcome, Reclaim, Rejection, Request,
-    ServingNode, ShareName,
+    DurableFileId, FileKey, ImageDigest, Open, OpenDescription, OpenState, Outcome, Reclaim, Rejection,
+    Request, ServingNode, ShareName, Update,
 };
 use tokio::sync::{Mutex, MutexGuard as AsyncMutexGuard};
 use tracing::{debug, error, info, warn};
@@ -25,6 +27,7 @@ use super::gate::Gate;
 use super::keys;
 use super::left_behind::LeftBehind;
 use super::local::{LocalOpen, LocalOpens};
+use super::processes::is_doomed;
 use super::service::Settings;
 use super::tracker::Tracker;
 use crate::proposer::{Proposer, RequestError};
@@ -63,8 +66,8 @@ pub struct Capture {
 /// What a change of a shared record means for opens.
 #[derive(Debug, Default)]
 struct Effects {
-    /// Opens that are not as they were.
-    changed: Vec<OpenDescription>,
+    /// Opens that are not as they were, and the images by which the cluster knows them.
+    changed: Vec<(ImageDigest, OpenDescription)>,
     /// Opens whose clients are away, and that somebody else's wish has ended.
     purged: Vec<DurableFileId>,
 }
@@ -82,6 +85,8 @@ enum Refused {
     Image(#[from] ImageError),
     #[error("the cluster refused: {0}")]
     Rejected(Outcome),
+    #[error("open {0}, whose records are lost for the moment, has a byte-range lock there")]
+    LockOfAnother(DurableFileId),
     #[error("the process gave it up")]
     GivenUp,
 }
@@ -101,6 +106,7 @@ impl Refused {
                 // STATUS_FILE_LOCK_CONFLICT: somebody else has it; a client tries that again.
                 _ => TdbError::Lock,
             },
+            Self::LockOfAnother(_) => TdbError::Lock,
             Self::Record(_) | Self::Image(_) => TdbError::Corrupt,
             _ => TdbError::Io,
         }
@@ -126,7 +132,7 @@ impl Capture {
                 OpenState::Connected { .. } => Some(UNKNOWN_PROCESS),
                 OpenState::Disconnected { .. } => None,
             };
-            local.insert(LocalOpen { description, process });
+            local.insert(LocalOpen::agreed(description, process));
         }
         let stripes = std::array::from_fn(|_| Mutex::new(()));
         Self {
@@ -158,11 +164,9 @@ impl Capture {
             }
             Change::Delete { database: Database::OpenGlobal, key } => self.open_deleted(key).await,
             Change::Store { database, key, value } => {
-                self.shared_changed(*database, key, Some(value), connection.pid()).await
+                self.shared_changed(*database, key, Some(value), connection).await
             }
-            Change::Delete { database, key } => {
-                self.shared_changed(*database, key, None, connection.pid()).await
-            }
+            Change::Delete { database, key } => self.shared_changed(*database, key, None, connection).await,
         };
         match decided {
             Ok(()) => Ok(Ok(Some(Reply::Proceed))),
@@ -215,6 +219,13 @@ impl Capture {
         Ok(())
     }
 
+    /// Whether an open lives here, with a client or for one.
+    #[must_use]
+    pub fn has(&self, id: DurableFileId) -> bool {
+        let process = self.opens().get(id).map(|local| local.process);
+        process.is_some_and(|process| process.is_none_or(|process| !is_doomed(process)))
+    }
+
     /// The processes that serve opens of a share.
     #[must_use]
     pub fn processes_of(&self, share: &ShareName) -> Vec<u32> {
@@ -245,7 +256,8 @@ impl Capture {
                     warn!(durable_file_id = %record.open_persistent_id, error = %chain(&error), "an open's record is not the one that was captured")
                 }
             }
-            opens.insert(LocalOpen { description, process: Some(process) });
+            let agreed = local.agreed;
+            opens.insert(LocalOpen { description, agreed, process: Some(process) });
             processes.insert(process);
         }
         processes
@@ -276,11 +288,11 @@ impl Capture {
                 match known {
                     Some(open) if open.connected_through() == Some(self.proposer.owner()) => {
                         // Granted through a sidecar that was restarted before it could say so.
-                        let local = LocalOpen { description: open.description, process: Some(process) };
+                        let local = LocalOpen::agreed(open.description, Some(process));
                         self.changed_or_back(local, value, process).await
                     }
                     Some(open) => {
-                        let local = LocalOpen { description: open.description, process: None };
+                        let local = LocalOpen::agreed(open.description, None);
                         self.changed_or_back(local, value, process).await
                     }
                     None => self.granted(&record, &cookie.service_path, value, process, connection).await,
@@ -321,7 +333,7 @@ impl Capture {
             self.tracker.forget(record.open_persistent_id);
             return Err(Refused::Rejected(outcome));
         }
-        self.opens().insert(LocalOpen { description, process: Some(process) });
+        self.opens().insert(LocalOpen::agreed(description, Some(process)));
         Ok(())
     }
 
@@ -357,43 +369,66 @@ impl Capture {
     /// An open of ours, or an orphan, is stored with a process: changed, or reclaimed by its client.
     async fn changed_or_back(&self, local: LocalOpen, value: &[u8], process: u32) -> Result<(), Refused> {
         let id = local.description.durable_file_id;
-        let mut image = OpenImage::decode(&local.description.image)?;
-        let changed = image.update_open_global(value)?;
-        let description = image.describe(local.description.share.clone());
-        if local.process.is_none() {
-            let create_guid = description.create_guid;
-            let reclaim = Reclaim { durable_file_id: id, create_guid };
+        let is_back = local.process.is_none();
+        let local = LocalOpen { process: Some(process), ..local };
+        if is_back {
+            let reclaim = Reclaim { durable_file_id: id, create_guid: local.description.create_guid };
             let (_, outcome) = self.proposer.propose(Request::Reclaim(reclaim)).await?;
             match outcome {
                 Outcome::Reclaimed => {
                     self.left_behind.settle(id);
-                    info!(durable_file_id = %id, share = %description.share, "a client has its open back")
+                    info!(durable_file_id = %id, share = %local.description.share, "a client has its open back")
                 }
                 // Asked again after a restart of this sidecar: the first answer got lost, not the decision.
                 Outcome::Rejected(Rejection::OpenConnected { owner, .. })
                     if owner == self.proposer.owner() => {}
                 outcome => return Err(Refused::Rejected(outcome)),
             }
-            // What changed is who has it, and a survivor would write that anew.
-        } else if changed == Changed::Changed {
-            self.update(vec![description.clone()]).await?;
         }
-        self.opens().insert(LocalOpen { description, process: Some(process) });
+        let local = if is_back && !self.settings.is_clustered() {
+            // What changed is who has it, and a survivor would write that anew.
+            let mut image = OpenImage::decode(&local.description.image)?;
+            image.update_open_global(value)?;
+            LocalOpen { description: image.describe(local.description.share.clone()), ..local }
+        } else {
+            self.report(local, |image| image.update_open_global(value)).await?
+        };
+        self.opens().insert(local);
         Ok(())
+    }
+
+    /// Reports what `change` makes of an open, again if another node was faster. Returns what the open is then.
+    async fn report(
+        &self,
+        mut local: LocalOpen,
+        change: impl Fn(&mut OpenImage) -> Result<Changed, ImageError>,
+    ) -> Result<LocalOpen, Refused> {
+        loop {
+            let mut image = OpenImage::decode(&local.description.image)?;
+            let changed = change(&mut image)?;
+            let description = image.describe(local.description.share.clone());
+            if changed != Changed::Changed {
+                return Ok(LocalOpen { description, ..local });
+            }
+            match self.update(vec![(local.agreed, description.clone())]).await {
+                Ok(()) => return Ok(LocalOpen::agreed(description, local.process)),
+                Err(Refused::Rejected(Outcome::Rejected(Rejection::OpenChanged(id)))) => {
+                    let known = self.raft.read(|state| state.open(id).map(|open| open.description.clone()));
+                    let gone = Refused::Rejected(Outcome::Rejected(Rejection::OpenNotFound(id)));
+                    local = LocalOpen::agreed(known.ok_or(gone)?, local.process);
+                }
+                Err(refused) => return Err(refused),
+            }
+        }
     }
 
     /// The connection of an open is lost cleanly: `smbd` keeps it for its client.
     async fn disconnected(&self, local: LocalOpen, value: &[u8]) -> Result<(), Refused> {
         let id = local.description.durable_file_id;
-        let mut image = OpenImage::decode(&local.description.image)?;
-        let changed = image.update_open_global(value)?;
-        let description = image.describe(local.description.share.clone());
-        if changed == Changed::Changed {
-            self.update(vec![description.clone()]).await?;
-        }
-        let process = local.process;
-        self.opens().insert(LocalOpen { description, process });
-        if process.is_some() {
+        let was_connected = local.process.is_some();
+        let local = self.report(local, |image| image.update_open_global(value)).await?;
+        self.opens().insert(local);
+        if was_connected {
             let (_, outcome) = self.proposer.propose(Request::Disconnect(id)).await?;
             debug!(durable_file_id = %id, %outcome, "a client is away");
             self.lost_its_client(id, &outcome);
@@ -436,6 +471,18 @@ impl Capture {
         database: Database,
         key: &[u8],
         value: Option<&[u8]>,
+        connection: &mut Connection,
+    ) -> Result<(), Refused> {
+        self.own_changed(database, key, value, connection.pid()).await?;
+        self.common_changed(database, key, value, connection).await
+    }
+
+    /// What it means for opens of this node.
+    async fn own_changed(
+        &self,
+        database: Database,
+        key: &[u8],
+        value: Option<&[u8]>,
         process: u32,
     ) -> Result<(), Refused> {
         let files = self.files_behind(database, key);
@@ -453,11 +500,14 @@ impl Capture {
             match self.update(changed.clone()).await {
                 Ok(()) => {
                     let mut opens = self.opens();
-                    for description in changed {
+                    for (_, description) in changed {
                         let process = opens.get(description.durable_file_id).and_then(|local| local.process);
-                        opens.insert(LocalOpen { description, process });
+                        opens.insert(LocalOpen::agreed(description, process));
                     }
                     return Ok(());
+                }
+                Err(Refused::Rejected(Outcome::Rejected(Rejection::OpenChanged(id)))) => {
+                    self.look_again_at(id)
                 }
                 // One of them is not ours any more: expired, or moved with its share. The others are.
                 Err(Refused::Rejected(Outcome::Rejected(
@@ -487,12 +537,15 @@ impl Capture {
             };
             match change {
                 Changed::Same => {}
-                Changed::Changed => effects.changed.push(image.describe(local.description.share)),
+                Changed::Changed => {
+                    effects.changed.push((local.agreed, image.describe(local.description.share)));
+                }
                 // smbd purges an open whose client is away, or whose process is dead, by taking its entry from the share
                 // modes, and leaves its own record behind. Whoever takes that for an open would give back a cache that
                 // is stale by now. The entry of an open that a living process has is taken away by that process alone.
                 Changed::Gone
                     if database == Database::Locking
+                        && !self.settings.is_clustered()
                         && ![Some(process), Some(UNKNOWN_PROCESS)].contains(&local.process) =>
                 {
                     effects.purged.push(local.description.durable_file_id);
@@ -512,14 +565,40 @@ impl Capture {
         Ok(effects)
     }
 
-    async fn update(&self, descriptions: Vec<OpenDescription>) -> Result<(), Refused> {
-        for description in &descriptions {
+    /// Reports what opens are now, and by which images the cluster knows them. If another node was faster, this one knows
+    /// afterwards what that has reported.
+    async fn update(&self, changed: Vec<(ImageDigest, OpenDescription)>) -> Result<(), Refused> {
+        for (_, description) in &changed {
             debug!(durable_file_id = %description.durable_file_id, "an open has changed");
             self.tracker.track(description);
         }
-        match self.proposer.propose(Request::Update(descriptions.into())).await? {
-            (_, Outcome::Updated) => Ok(()),
-            (_, outcome) => Err(Refused::Rejected(outcome)),
+        let (mut replaces, opens): (Vec<_>, Vec<_>) = changed.into_iter().unzip();
+        if !self.settings.is_clustered() {
+            // Nobody else changes opens of this node.
+            replaces.clear();
+        }
+        let (log_id, outcome) = self.proposer.propose(Request::Update(Update { opens, replaces })).await?;
+        match outcome {
+            Outcome::Updated => Ok(()),
+            outcome => {
+                if matches!(outcome, Outcome::Rejected(Rejection::OpenChanged(_))) {
+                    self.raft.applied_through(log_id.index).await;
+                }
+                Err(Refused::Rejected(outcome))
+            }
+        }
+    }
+
+    /// Another node has changed an open, or has it by now.
+    fn look_again_at(&self, id: DurableFileId) {
+        let known = self.raft.read(|state| state.open(id).cloned());
+        let mut opens = self.opens();
+        let process = opens.get(id).and_then(|local| local.process);
+        match known {
+            Some(open) if open.holder() == Some(self.proposer.owner()) => {
+                opens.insert(LocalOpen::agreed(open.description, process));
+            }
+            _ => drop(opens.remove(id)),
         }
     }
 

@@ -1,7 +1,7 @@
 //! How the records of an open are keyed in Samba's databases.
 
 use samba::records;
-use statedb::{DurableFileId, FileKey, OpenDescription, Oplock};
+use statedb::{ClientGuid, DurableFileId, FileKey, LeaseId, LeaseKey, OpenDescription, Oplock};
 
 /// The persistent id as Samba's databases know it; `None` for one that no Samba can have drawn.
 #[must_use]
@@ -24,6 +24,13 @@ pub(super) fn file_of(key: &[u8]) -> Option<FileKey> {
     Some(FileKey { device: number(0), inode: number(1), extid: number(2) })
 }
 
+/// The lease whose record in `leases.tdb` has this key.
+#[must_use]
+pub(super) fn lease_id_of(key: &[u8]) -> Option<LeaseId> {
+    let (client_guid, rest) = key.split_first_chunk::<16>()?;
+    Some(LeaseId { client_guid: ClientGuid(*client_guid), key: LeaseKey(rest.try_into().ok()?) })
+}
+
 /// The key in `leases.tdb` of the lease that an open belongs to.
 #[must_use]
 pub(super) fn lease_of(description: &OpenDescription) -> Option<[u8; 32]> {
@@ -42,6 +49,14 @@ mod tests {
         let file = FileKey { device: 0xfe01, inode: u64::MAX - 1, extid: 7 };
         assert_eq!(file_of(&records::file_key(file)), Some(file));
         assert_eq!(file_of(&[0; 23]), None);
+    }
+
+    #[test]
+    fn a_leases_key_leads_back_to_the_lease() {
+        let lease = LeaseId { client_guid: ClientGuid([3; 16]), key: LeaseKey([4; 16]) };
+        assert_eq!(lease_id_of(&records::lease_record_key(lease.client_guid, lease.key)), Some(lease));
+        assert_eq!(lease_id_of(&[0; 31]), None);
+        assert_eq!(lease_id_of(&[0; 33]), None);
     }
 
     #[test]

@@ -6,15 +6,26 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::keys;
-use statedb::{DurableFileId, FileKey, OpenDescription, ShareName};
+use statedb::{DurableFileId, FileKey, ImageDigest, OpenDescription, ShareName};
 
 /// An open of this node's SMB service.
 #[derive(Clone, Debug)]
 pub struct LocalOpen {
     /// As it was last agreed on, or as it is being agreed on.
     pub description: OpenDescription,
+    /// The image by which the cluster knows it. Where nodes have their records in common, another one may have changed
+    /// it since.
+    pub agreed: ImageDigest,
     /// The process that serves it; `None` while it is disconnected.
     pub process: Option<u32>,
+}
+
+impl LocalOpen {
+    /// An open as the cluster has agreed on it.
+    #[must_use]
+    pub fn agreed(description: OpenDescription, process: Option<u32>) -> Self {
+        Self { agreed: ImageDigest::of(&description.image), description, process }
+    }
 }
 
 /// All of them, found by id, file, lease and process.

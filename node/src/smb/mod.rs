@@ -7,6 +7,7 @@
 //! | [`service`] | incarnations: register, reattach, fence, declare down |
 //! | [`gate`] | tree connects: who may enter a share |
 //! | [`capture`] | stores and deletes of records, turned into requests |
+//! | [`look`] | under CTDB: when `smbd` may look at an open that another node had |
 //! | [`local`] | the opens that live in this `smbd` |
 //! | [`left_behind`] | what a process leaves that dies alone |
 //! | [`reconcile`] | the orphans in this node's databases |
@@ -20,6 +21,7 @@ pub mod gate;
 mod keys;
 pub mod left_behind;
 pub mod local;
+pub mod look;
 pub mod processes;
 pub mod reconcile;
 pub mod service;

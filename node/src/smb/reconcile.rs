@@ -12,18 +12,19 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use samba::databases::{LocalDatabases, Location, Orphan, PlaceError};
+use samba::databases::{LocalDatabases, Orphan, PlaceError};
 use samba::file_stat::StatError;
 use samba::records::{Holder, OpenGlobal};
 use samba::tdb::Tdb;
 use samba::{MaterialiseError, OpenImage};
-use statedb::{DurableFileId, FileKey, OpenDescription, OpenState, Owner, ShareName, State};
+use statedb::{DurableFileId, FileKey, NodeState, OpenDescription, OpenState, Owner, ShareName, State};
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::left_behind::LeftBehind;
+use super::look::keeper_of_orphans;
 use super::service::Settings;
 use super::tracker::Tracker;
 use crate::lease::ServiceLease;
@@ -81,8 +82,8 @@ enum How {
 struct Progress {
     /// Everything up to this entry of the log has been looked at.
     index: Option<u64>,
-    /// Shares of which an orphan could not be placed yet.
-    behind: BTreeSet<ShareName>,
+    /// Orphans that could not be placed yet, and their shares.
+    behind: BTreeMap<DurableFileId, ShareName>,
 }
 
 /// What the databases of an incarnation hold of its opens when it is first met: something only if this sidecar was
@@ -105,12 +106,20 @@ impl Reconciled {
     pub async fn through(&self, share: &ShareName, index: u64) {
         let mut progress = self.0.clone();
         let reached = progress.wait_for(|progress| {
-            progress.index.is_some_and(|done| done >= index) && !progress.behind.contains(share)
+            let is_behind = || progress.behind.values().any(|behind| behind == share);
+            progress.index.is_some_and(|done| done >= index) && !is_behind()
         });
         if reached.await.is_err() {
             // The reconciler has ended with this process; what waits here ends too, with its bound.
             std::future::pending().await
         }
+    }
+
+    /// Whether an orphan is in place as the entry at `index` left it, or cannot be placed at all.
+    #[must_use]
+    pub fn has_placed(&self, orphan: DurableFileId, index: u64) -> bool {
+        let progress = self.0.borrow();
+        progress.index.is_some_and(|done| done >= index) && !progress.behind.contains_key(&orphan)
     }
 }
 
@@ -123,12 +132,15 @@ pub struct Reconciler {
     settings: Arc<Settings>,
     libtdb: Arc<Tdb>,
     progress: watch::Sender<Progress>,
+    contradicted: mpsc::Sender<DurableFileId>,
     found: watch::Sender<Option<Found>>,
     /// The incarnation whose databases `held` is about. Another one starts with empty databases.
     incarnation: Option<Owner>,
     /// Whether these were looked at already.
     has_looked: bool,
     held: BTreeMap<DurableFileId, Held>,
+    /// The incarnations that are up; looked at under ctdb only.
+    up: BTreeSet<Owner>,
     /// Orphans that could not be placed and were said so once; it is tried many times a second.
     complained_of: BTreeSet<DurableFileId>,
 }
@@ -142,7 +154,8 @@ struct Plan {
 }
 
 impl Reconciler {
-    /// A reconciler for the databases in Samba's `lock directory`.
+    /// A reconciler for the databases of the `smbd` beside this node. It tells `contradicted` of orphans that cannot be
+    /// placed because somebody has their files whom they would have kept out: they are to be closed.
     #[must_use]
     pub fn new(
         raft: Arc<RaftNode>,
@@ -151,6 +164,7 @@ impl Reconciler {
         left_behind: Arc<LeftBehind>,
         settings: Arc<Settings>,
         libtdb: Tdb,
+        contradicted: mpsc::Sender<DurableFileId>,
     ) -> Self {
         Self {
             raft,
@@ -160,10 +174,12 @@ impl Reconciler {
             settings,
             libtdb: Arc::new(libtdb),
             progress: watch::Sender::default(),
+            contradicted,
             found: watch::Sender::default(),
             incarnation: None,
             has_looked: false,
             held: BTreeMap::new(),
+            up: BTreeSet::new(),
             complained_of: BTreeSet::new(),
         }
     }
@@ -266,7 +282,9 @@ impl Reconciler {
                 _ => opens.push(record),
             }
         }
-        self.held = self.leftovers(disconnected);
+        if !self.settings.is_clustered() {
+            self.held = self.leftovers(disconnected);
+        }
         self.has_looked = true;
         self.found.send_replace(Some(Found { incarnation, opens }));
         true
@@ -297,23 +315,27 @@ impl Reconciler {
         if !plan.place.is_empty() || !plan.remove.is_empty() {
             behind = self.execute(plan.place, plan.remove).await;
         }
-        self.progress
-            .send_replace(Progress { index: plan.index, behind: behind.values().cloned().collect() });
-        behind.into_keys().collect()
+        let again = behind.keys().copied().collect();
+        self.progress.send_replace(Progress { index: plan.index, behind });
+        again
     }
 
     fn plan(&mut self, changed: Option<BTreeSet<DurableFileId>>) -> Plan {
         let raft = Arc::clone(&self.raft);
         raft.read(|state| {
+            let has_lost_records = self.settings.is_clustered() && self.nodes_have_changed(state);
             let all = || {
                 let known = state.opens().map(|open| open.description.durable_file_id);
                 known.chain(self.held.keys().copied()).collect()
             };
-            let changed: BTreeSet<_> = changed.unwrap_or_else(all);
+            let changed: BTreeSet<_> = changed.filter(|_| !has_lost_records).unwrap_or_else(all);
             let mut plan = Plan { index: state.applied().map(|log_id| log_id.index), ..Plan::default() };
             for id in changed {
                 match state.open(id) {
-                    Some(open) => self.tracker.track(&open.description),
+                    Some(open) => {
+                        self.tracker.track(&open.description);
+                        self.tracker.set_elsewhere(id, open.holder() != self.incarnation);
+                    }
                     None => {
                         self.tracker.forget(id);
                         self.left_behind.settle(id);
@@ -327,15 +349,34 @@ impl Reconciler {
         })
     }
 
+    /// Whether a node of the ctdb cluster has come or gone. With one that has gone ctdb loses the records that it used
+    /// last, whosever they were: all that should be there has to be looked at again.
+    fn nodes_have_changed(&mut self, state: &State) -> bool {
+        let up = state.nodes().filter(|(_, node)| node.state == NodeState::Up);
+        let up: BTreeSet<_> =
+            up.map(|(node, known)| Owner { node, incarnation: known.incarnation }).collect();
+        if up == self.up {
+            return false;
+        }
+        self.up = up;
+        // Still to be removed when their time is up, and placed again before.
+        let placed = self.held.values_mut().filter(|held| held.how == How::Orphan);
+        placed.for_each(|held| held.how = How::Disconnected);
+        let kept =
+            state.opens().filter(|open| open.deadline().is_some() && open.holder() == self.incarnation);
+        kept.for_each(|open| self.left_behind.add(open.description.durable_file_id));
+        true
+    }
+
     fn plan_open(&mut self, state: &State, id: DurableFileId, plan: &mut Plan) {
         let held = self.held.get(&id).copied();
         match (self.place_of(state, id), held) {
             (Place::Orphan(_) | Place::LeftBehind(_), Some(Held { how: How::Orphan, .. })) => {}
-            (Place::Orphan(description), Some(held)) => {
+            (Place::Orphan(description), Some(held)) if !self.settings.is_clustered() => {
                 plan.remove.push((id, held.file));
                 plan.place.push(*description);
             }
-            (Place::Orphan(description), None) | (Place::LeftBehind(description), _) => {
+            (Place::Orphan(description), _) | (Place::LeftBehind(description), _) => {
                 plan.place.push(*description);
             }
             (Place::Smbd { file, is_disconnected }, _) => {
@@ -346,6 +387,8 @@ impl Reconciler {
             (Place::Gone, Some(Held { how: How::Connected, .. })) => {
                 self.held.remove(&id);
             }
+            // The record is the same for all nodes of a ctdb cluster: another one has it or looks after it now.
+            (Place::Elsewhere, Some(_)) if self.settings.is_clustered() => drop(self.held.remove(&id)),
             (Place::Gone | Place::Elsewhere, Some(held)) => plan.remove.push((id, held.file)),
             (Place::Gone | Place::Elsewhere, None) => {}
         }
@@ -363,6 +406,10 @@ impl Reconciler {
                 file: open.description.file,
                 is_disconnected: matches!(state, OpenState::Disconnected { .. }),
             },
+            (OpenState::Disconnected { keeper: None, .. }, _) if self.settings.is_clustered() => {
+                let is_ours = keeper_of_orphans(state) == self.incarnation.map(|owner| owner.node);
+                if is_ours { Place::Orphan(Box::new(open.description.clone())) } else { Place::Elsewhere }
+            }
             (OpenState::Disconnected { keeper: None, .. }, _) => {
                 let serving = state.serving_node(&open.description.share).map(|serving| serving.owner);
                 if serving.is_none() || serving == self.incarnation {
@@ -386,11 +433,7 @@ impl Reconciler {
         let done = self.on_databases(move |databases| {
             let removed =
                 remove.into_iter().map(|(id, file)| (id, databases.remove(id, file).map(drop))).collect();
-            let placed = place
-                .into_iter()
-                .map(|open| (open.durable_file_id, open.file, place_one(databases, &open)))
-                .collect();
-            Done { removed, placed }
+            Done { removed, placed: place_all(databases, &place) }
         });
         let Some(done) = done.await else { return shares };
         for (id, removed) in done.removed {
@@ -408,6 +451,12 @@ impl Reconciler {
                     self.complained_of.remove(&id);
                     info!(durable_file_id = %id, "an orphan waits for its client here");
                     self.held.insert(id, Held { file, how: How::Orphan });
+                }
+                Placed::Contradicted => {
+                    warn!(durable_file_id = %id, "somebody has come to the file of an orphan before it was in place, and contradicts it");
+                    if self.contradicted.try_send(id).is_err() {
+                        again.extend(shares.get_key_value(&id).map(|(id, share)| (*id, share.clone())));
+                    }
                 }
                 // It stays with the cluster until its time is up; this node cannot give it back.
                 Placed::Never(why) => {
@@ -435,8 +484,7 @@ impl Reconciler {
         let work = move || {
             // Open only as long as it takes: a handle that is kept would keep the databases of an smbd that has
             // ended from being emptied by its successor.
-            let location = Location::Plain { lock_directory: settings.samba.lock_directory.clone() };
-            LocalDatabases::open(&libtdb, &location, settings.layout, RECORD_LOCKED_AT_MOST)
+            LocalDatabases::open(&libtdb, &settings.location(), settings.layout, RECORD_LOCKED_AT_MOST)
                 .map(|mut databases| work(&mut databases))
         };
         match tokio::task::spawn_blocking(work).await {
@@ -464,26 +512,42 @@ enum Placed {
     Here,
     NotYet(String),
     Never(String),
+    /// Somebody has the file whom the orphan would have kept out, or been broken for.
+    Contradicted,
 }
 
-fn place_one(databases: &mut LocalDatabases, open: &OpenDescription) -> Placed {
-    let image = match OpenImage::decode(&open.image) {
-        Ok(image) => image,
-        Err(error) => return Placed::Never(chain(&error).to_string()),
-    };
-    let orphan = Orphan { image: &image, disconnected_at: SystemTime::now() };
-    match databases.materialise(&[orphan]).pop() {
-        None | Some(Ok(())) => Placed::Here,
-        Some(Err(error)) if is_final(&error, &image) => Placed::Never(chain(&error).to_string()),
-        Some(Err(error)) => Placed::NotYet(chain(&error).to_string()),
+fn place_all(
+    databases: &mut LocalDatabases,
+    opens: &[OpenDescription],
+) -> Vec<(DurableFileId, FileKey, Placed)> {
+    let mut placed = Vec::with_capacity(opens.len());
+    let mut images = Vec::with_capacity(opens.len());
+    for open in opens {
+        match OpenImage::decode(&open.image) {
+            Ok(image) => images.push(image),
+            Err(error) => {
+                placed.push((open.durable_file_id, open.file, Placed::Never(chain(&error).to_string())));
+            }
+        }
     }
+    let disconnected_at = SystemTime::now();
+    let orphans: Vec<_> = images.iter().map(|image| Orphan { image, disconnected_at }).collect();
+    for (image, result) in images.iter().zip(databases.materialise(&orphans)) {
+        let what = match result {
+            Ok(()) => Placed::Here,
+            Err(PlaceError::Contradicted { .. }) => Placed::Contradicted,
+            Err(error) if is_final(&error, image) => Placed::Never(chain(&error).to_string()),
+            Err(error) => Placed::NotYet(chain(&error).to_string()),
+        };
+        placed.push((image.durable_file_id(), image.file(), what));
+    }
+    placed
 }
 
 /// Whether trying again cannot help.
 fn is_final(error: &PlaceError, image: &OpenImage) -> bool {
     match error {
         PlaceError::Materialise(MaterialiseError::Conflict { .. })
-        | PlaceError::Contradicted { .. }
         | PlaceError::File { source: StatError::Replaced { .. }, .. } => true,
         // The file is gone if its file system is there without it. Otherwise that is still to be mounted.
         PlaceError::File { source: StatError::Io { source, .. }, .. }

@@ -13,17 +13,20 @@ use std::time::Duration;
 
 use frame::{Database, NodeSlot, PageWriter, Reply, TdbError};
 use samba::Layout;
+use samba::databases::Location;
 use samba::tdb::Tdb;
 use statedb::{Arbiter, Instance, NodeId, NodeState, Open, Owner, ShareName};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::capture::Capture;
 use super::connection::{Change, Connection, ConnectionError, Hello, Question};
 use super::gate::{Gate, HELD_AT_MOST, Verdict};
+use super::keys;
 use super::left_behind::LeftBehind;
+use super::look::{Lookout, Smbd};
 use super::processes::{Processes, is_doomed, is_going};
 use super::reconcile::{Found, Reconciled, Reconciler};
 use super::tracker::Tracker;
@@ -46,6 +49,9 @@ const DEATH_SETTLES_WITHIN: Duration = Duration::from_secs(1);
 
 /// How often a process that is about to end is looked at while somebody waits for what it leaves.
 const LOOK_AT_THE_DYING_EVERY: Duration = Duration::from_millis(2);
+
+/// Orphans that are waiting to be closed because somebody has their files. More of them are tried again.
+const CONTRADICTED_MAX: usize = 1024;
 
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
@@ -90,6 +96,7 @@ pub struct SmbService {
     reconciled: Reconciled,
     found: watch::Receiver<Option<Found>>,
     left_behind: Arc<LeftBehind>,
+    lookout: Arc<Lookout>,
     node: NodeId,
     timing: Timing,
     settings: Arc<Settings>,
@@ -123,8 +130,29 @@ impl Settings {
         unprotected.insert(ShareName::new("IPC$"));
         let is_protected = |share: &ShareName| !unprotected.contains(share);
         let samba = samba::config::SambaConfig::read(&config.testparm, &config.smb_conf, is_protected)?;
-        info!(%version, ?layout, lock_directory = %samba.lock_directory.display(), "smbd is one that is known");
+        let is_clustered = samba.clustering.is_some();
+        info!(%version, ?layout, is_clustered, lock_directory = %samba.lock_directory.display(), "smbd is one that is known");
         Ok(Self { layout, samba, unprotected })
+    }
+
+    /// Whether this smbd is one of a CTDB cluster, and has its records in common with the others.
+    #[must_use]
+    pub fn is_clustered(&self) -> bool {
+        self.samba.clustering.is_some()
+    }
+
+    /// Where its databases are.
+    #[must_use]
+    pub fn location(&self) -> Location {
+        match &self.samba.clustering {
+            Some(clustering) => Location::Clustered { socket: clustering.ctdbd_socket.clone() },
+            None => Location::Plain { lock_directory: self.samba.lock_directory.clone() },
+        }
+    }
+
+    /// Who decides between its opens and those of others.
+    fn arbiter(&self) -> Arbiter {
+        if self.is_clustered() { Arbiter::SmbCluster } else { Arbiter::SmbServer }
     }
 
     /// Whether a protected share has this path.
@@ -144,7 +172,7 @@ struct Incarnation {
     processes: Arc<Processes>,
     gate: Arc<Gate>,
     reconciled: Reconciled,
-    capture: Capture,
+    capture: Arc<Capture>,
     /// Whether it is known which process has which open. After a restart of this sidecar the records tell.
     is_known: watch::Sender<bool>,
     /// Cancelled when it is over, for whichever reason.
@@ -179,15 +207,19 @@ impl SmbService {
             open_global_durable_min_len: samba::allocator::open_global_durable_min_len(settings.layout),
         };
         let tracker = Tracker::new(PageWriter::open(&samba.run_dir.join(frame::PAGE_FILE), limits)?);
-        let slot =
-            NodeSlot::new(config.slot()).expect("a configuration has no more nodes than there are slots");
-        tracker.set_allocator(slot, &samba::allocator::in_use_record(settings.layout))?;
+        // The nodes of a ctdb cluster look for free ids in one database.
+        if !settings.is_clustered() {
+            let slot =
+                NodeSlot::new(config.slot()).expect("a configuration has no more nodes than there are slots");
+            tracker.set_allocator(slot, &samba::allocator::in_use_record(settings.layout))?;
+        }
         raft.read(|state| tracker.replace_all(state.opens().map(|open| &open.description)));
         let listener = listen(&samba.run_dir.join(frame::SOCKET_FILE))?;
 
         let tracker = Arc::new(tracker);
         let node = NodeId(config.node.id);
         let left_behind = Arc::new(LeftBehind::default());
+        let (contradicted, to_close) = mpsc::channel(CONTRADICTED_MAX);
         let reconciler = Reconciler::new(
             Arc::clone(&raft),
             Arc::clone(&tracker),
@@ -195,9 +227,16 @@ impl SmbService {
             Arc::clone(&left_behind),
             Arc::clone(&settings),
             Tdb::load()?,
+            contradicted,
         );
         let (reconciled, found) = (reconciler.reconciled(), reconciler.found());
         tokio::spawn(reconciler.run(stop.clone()));
+        let lookout =
+            Arc::new(Lookout::new(Arc::clone(&raft), Arc::clone(&lease), node, timing, reconciled.clone()));
+        if settings.is_clustered() {
+            tokio::spawn(Arc::clone(&lookout).run(Arc::clone(&tracker), stop.clone()));
+        }
+        tokio::spawn(Arc::clone(&lookout).close_contradicted(to_close));
         let service = Self {
             raft,
             lease,
@@ -205,6 +244,7 @@ impl SmbService {
             reconciled,
             found,
             left_behind,
+            lookout,
             node,
             timing,
             settings,
@@ -245,6 +285,12 @@ impl SmbService {
                 }
             }
         }
+    }
+
+    /// What it can say of the records of opens to other nodes.
+    #[must_use]
+    pub fn lookout(&self) -> Arc<Lookout> {
+        Arc::clone(&self.lookout)
     }
 
     /// The cluster has declared this incarnation down.
@@ -315,9 +361,12 @@ impl SmbService {
         while let Some(question) = connection.next_question().await? {
             let change = match question {
                 Question::Change(change) => change,
-                // Of this node's own databases only.
-                Question::Look { .. } => {
-                    connection.reply(&Reply::Proceed).await?;
+                Question::Look { key } => {
+                    let reply = match keys::open_of(&key) {
+                        Some(open) => self.lookout.look(open).await,
+                        None => Reply::Proceed,
+                    };
+                    connection.reply(&reply).await?;
                     continue;
                 }
             };
@@ -374,7 +423,7 @@ impl SmbService {
 
     async fn register(self: &Arc<Self>, instance: Instance, main_process: u32) -> Option<Arc<Incarnation>> {
         let Some(registered) =
-            registration::register(&self.raft, self.node, instance, Arbiter::SmbServer).await
+            registration::register(&self.raft, self.node, instance, self.settings.arbiter()).await
         else {
             self.remember_ended(instance);
             return None;
@@ -384,13 +433,17 @@ impl SmbService {
             .raft
             .read(|state| state.opens().filter(|open| open.holder() == Some(owner)).cloned().collect());
         info!(incarnation = %owner.incarnation, opens = mine.len(), "smbd is registered");
-        let gate =
-            Arc::new(Gate::new(Arc::clone(&proposer), self.reconciled.clone(), self.timing.verdict_within()));
+        let gate = Arc::new(Gate::new(
+            Arc::clone(&proposer),
+            self.reconciled.clone(),
+            self.timing.verdict_within(),
+            self.settings.is_clustered(),
+        ));
         let incarnation = Arc::new(Incarnation {
             instance,
             owner,
             main_process,
-            capture: Capture::new(
+            capture: Arc::new(Capture::new(
                 proposer,
                 Arc::clone(&self.raft),
                 Arc::clone(&self.tracker),
@@ -398,7 +451,7 @@ impl SmbService {
                 Arc::clone(&self.settings),
                 Arc::clone(&self.left_behind),
                 mine,
-            ),
+            )),
             gate,
             reconciled: self.reconciled.clone(),
             processes: Arc::default(),
@@ -406,6 +459,12 @@ impl SmbService {
             ended,
         });
         self.left_behind.clear();
+        self.lookout.begin(Smbd {
+            owner,
+            main_process,
+            capture: Arc::clone(&incarnation.capture),
+            ended: incarnation.ended.clone(),
+        });
         *self.living.lock().expect("no holder of this lock can panic") =
             Some((owner, incarnation.ended.clone()));
         self.lease.begin(owner);

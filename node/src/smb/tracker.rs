@@ -3,7 +3,7 @@
 //! An open's keys are tracked from before its client hears of the grant until the open is gone everywhere,
 //! because a change that nobody asked about would be a change that nobody replicated.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
 
@@ -27,6 +27,8 @@ struct Inner {
     opens: BTreeMap<DurableFileId, Keys>,
     files: HashMap<FileKey, usize>,
     leases: HashMap<[u8; 32], usize>,
+    /// Those of the opens that do not live in this node's SMB service.
+    elsewhere: BTreeSet<DurableFileId>,
 }
 
 /// What of an open the shim sees.
@@ -46,30 +48,39 @@ impl Tracker {
     /// Starts from a page that may carry bits of a former sidecar; they stay until [`Self::replace_all`].
     #[must_use]
     pub fn new(page: PageWriter) -> Self {
-        let inner = Inner { page, opens: BTreeMap::new(), files: HashMap::new(), leases: HashMap::new() };
+        let inner = Inner {
+            page,
+            opens: BTreeMap::new(),
+            files: HashMap::new(),
+            leases: HashMap::new(),
+            elsewhere: BTreeSet::new(),
+        };
         Self { inner: Mutex::new(inner) }
     }
 
     /// Tracks exactly these opens.
     pub fn replace_all<'a>(&self, opens: impl Iterator<Item = &'a OpenDescription>) {
         let mut inner = self.inner();
+        inner.elsewhere.clear();
         inner.opens.clear();
         inner.files.clear();
         inner.leases.clear();
         for description in opens {
             let keys = Keys::of(description);
             inner.opens.insert(description.durable_file_id, keys);
+            // Until the reconciler says which are this node's. Then a look is only needless.
+            inner.elsewhere.insert(description.durable_file_id);
             *inner.files.entry(keys.file).or_default() += 1;
             if let Some(lease) = keys.lease {
                 *inner.leases.entry(lease).or_default() += 1;
             }
         }
-        let Inner { page, opens, files, leases } = &mut *inner;
+        let Inner { page, opens, files, leases, elsewhere } = &mut *inner;
         page.replace_all(
             opens.keys().filter_map(|id| keys::samba_id(*id)),
             files.keys().map(|file| file_key(*file).to_vec()),
             leases.keys().map(|lease| lease.to_vec()),
-            [],
+            elsewhere.iter().filter_map(|id| keys::samba_id(*id)),
         );
     }
 
@@ -91,8 +102,27 @@ impl Tracker {
         }
     }
 
+    /// Says whether an open that is tracked lives in this node's SMB service, or in another one or none: under CTDB
+    /// the record of such an open is asked about before `smbd` looks at it.
+    pub fn set_elsewhere(&self, id: DurableFileId, is_elsewhere: bool) {
+        let mut inner = self.inner();
+        let changed = if is_elsewhere { inner.elsewhere.insert(id) } else { inner.elsewhere.remove(&id) };
+        match keys::samba_id(id) {
+            Some(id) if changed && is_elsewhere => inner.page.set_elsewhere(id),
+            Some(id) if changed => inner.page.clear_elsewhere(id),
+            _ => {}
+        }
+    }
+
+    /// Says whether there may be opens that are not tracked yet, because this node has not heard of them; see
+    /// [`PageWriter::set_look_at_all`].
+    pub fn set_look_at_all(&self, look_at_all: bool) {
+        self.inner().page.set_look_at_all(look_at_all);
+    }
+
     /// Forgets an open.
     pub fn forget(&self, id: DurableFileId) {
+        self.set_elsewhere(id, false);
         let mut inner = self.inner();
         let Some(keys) = inner.opens.remove(&id) else { return };
         if let Some(id) = keys::samba_id(id) {

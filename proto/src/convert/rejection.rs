@@ -33,6 +33,7 @@ impl From<&Rejection> for pb::Rejection {
             }
             Rejection::TooManyOpens { limit } => PbRejection::TooManyOpens(limit),
             Rejection::IdentityChanged(open) => PbRejection::IdentityChanged(open.0),
+            Rejection::OpenChanged(open) => PbRejection::OpenChanged(open.0),
             Rejection::TooManyShares { limit } => PbRejection::TooManyShares(limit),
             Rejection::OpenTooLarge { open, limit } => {
                 PbRejection::OpenTooLarge(pb::OpenTooLarge { open: open.0, limit })
@@ -110,6 +111,7 @@ impl TryFrom<pb::Rejection> for Rejection {
             },
             PbRejection::TooManyOpens(limit) => Self::TooManyOpens { limit },
             PbRejection::IdentityChanged(open) => Self::IdentityChanged(DurableFileId(open)),
+            PbRejection::OpenChanged(open) => Self::OpenChanged(DurableFileId(open)),
             PbRejection::TooManyShares(limit) => Self::TooManyShares { limit },
             PbRejection::OpenTooLarge(too_large) => {
                 Self::OpenTooLarge { open: DurableFileId(too_large.open), limit: too_large.limit }

@@ -1,8 +1,8 @@
 //! `Request`, as a sidecar proposes it and as an SMB server asks for it, and its parts.
 
 use statedb::{
-    CreateGuid, DurableFileId, FileKey, LeaseState, Millis, Note, Operation, Reclaim, Request, SessionId,
-    ShareName, Sid,
+    CreateGuid, DurableFileId, FileKey, ImageDigest, LeaseState, Millis, Note, Operation, Reclaim, Request,
+    SessionId, ShareName, Sid, Update,
 };
 
 use super::enumerations::specified;
@@ -52,9 +52,10 @@ macro_rules! requests {
                     }),
                     Request::FileDeleted(file) => Self::FileDeleted((*file).into()),
                     Request::Grant(open) => Self::Grant(Box::new(open.as_ref().into())),
-                    Request::Update(opens) => {
-                        Self::Update(pb::Update { opens: opens.iter().map(Into::into).collect() })
-                    }
+                    Request::Update(update) => Self::Update(pb::Update {
+                        opens: update.opens.iter().map(Into::into).collect(),
+                        replaces: update.replaces.iter().map(|digest| digest.0).collect(),
+                    }),
                     Request::Disconnect(id) => Self::Disconnect(id.0),
                     Request::Reclaim(reclaim) => Self::Reclaim((*reclaim).into()),
                     Request::Close(id) => Self::Close(id.0),
@@ -104,7 +105,10 @@ macro_rules! requests {
                     Pb::Grant(open) => Self::Grant(Box::new((*open).try_into()?)),
                     Pb::Update(update) => {
                         let opens = update.opens.into_iter().map(TryInto::try_into);
-                        Self::Update(opens.collect::<Result<_, _>>()?)
+                        Self::Update(Update {
+                            opens: opens.collect::<Result<_, _>>()?,
+                            replaces: update.replaces.into_iter().map(ImageDigest).collect(),
+                        })
                     }
                     Pb::Disconnect(id) => Self::Disconnect(DurableFileId(id)),
                     Pb::Reclaim(reclaim) => Self::Reclaim(reclaim.try_into()?),

@@ -10,7 +10,7 @@ use super::ids::{
     Sid,
 };
 use super::node::Arbiter;
-use super::open::OpenDescription;
+use super::open::{ImageDigest, OpenDescription};
 use super::oplock::{LeaseState, OplockLevel};
 use super::time::Millis;
 
@@ -129,9 +129,10 @@ pub enum Request {
     FileDeleted(FileKey),
     /// A client is about to be told that it has this open.
     Grant(Box<OpenDescription>),
-    /// These opens of the proposer have changed. All of them, or none if one is refused. An open stays
-    /// the open that it is: id, CreateGuid, owner's SID, share and file do not change, nor does its state.
-    Update(Vec<OpenDescription>),
+    /// These opens of the proposer have changed, or such as are in records that it has together with others. All of
+    /// them, or none if one is refused. An open stays the open that it is: id, CreateGuid, owner's SID, share and file
+    /// do not change, nor does its state.
+    Update(Update),
     /// The connection of this open of the proposer is gone, and the SMB server keeps the open. One that
     /// does not outlive its connection is closed.
     Disconnect(DurableFileId),
@@ -145,6 +146,24 @@ pub enum Request {
     ServeShare(ShareName),
     /// The proposer has no tree connect to the share any more.
     ReleaseShare(ShareName),
+}
+
+/// Opens that are not as they were.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Update {
+    /// As they are now.
+    pub opens: Vec<OpenDescription>,
+    /// What the proposer has made them of: the digest of the image that each of them had then, in the same order. If an
+    /// open has another one by now, another SMB server that has its records too was faster, and nothing is changed.
+    /// Empty if nobody else can have changed them.
+    pub replaces: Vec<ImageDigest>,
+}
+
+impl From<Vec<OpenDescription>> for Update {
+    /// Of opens that nobody else can have changed.
+    fn from(opens: Vec<OpenDescription>) -> Self {
+        Self { opens, replaces: Vec::new() }
+    }
 }
 
 /// A client's reconnect, as its SMB server understood it.
@@ -276,8 +295,8 @@ impl fmt::Display for Request {
             Self::EndTreeConnect { session, share } => write!(f, " session={session} share={share}"),
             Self::FileDeleted(file) => write!(f, " file={file}"),
             Self::Grant(open) => write!(f, " open={} oplock={}", open.durable_file_id, open.oplock),
-            Self::Update(opens) => {
-                opens.iter().try_for_each(|open| write!(f, " open={}", open.durable_file_id))
+            Self::Update(update) => {
+                update.opens.iter().try_for_each(|open| write!(f, " open={}", open.durable_file_id))
             }
             Self::Disconnect(id) | Self::Close(id) => write!(f, " open={id}"),
             Self::Reclaim(reclaim) => write!(f, " open={}", reclaim.durable_file_id),
@@ -367,7 +386,7 @@ mod tests {
             ),
             (ask(Request::FileDeleted(file)), "file-deleted 1.2#5 file=fd01:42:0"),
             (ask(Request::Grant(Box::new(granted))), "grant 1.2#5 open=7 oplock=batch"),
-            (ask(Request::Update(Vec::new())), "update 1.2#5"),
+            (ask(Request::Update(Vec::new().into())), "update 1.2#5"),
             (ask(Request::Disconnect(open)), "disconnect 1.2#5 open=7"),
             (ask(Request::Reclaim(reclaim)), "reclaim 1.2#5 open=7"),
             (ask(Request::Close(open)), "close 1.2#5 open=7"),

@@ -45,7 +45,7 @@ mod waiting;
 pub use breaks::{Break, BreakTarget};
 pub use byte_range_lock::{Lock, LockElement, LockKind, LockSequence};
 pub use channel_sequence::{ChannelSequence, CountedRequest, OutdatedRequest};
-pub use command::{Command, Note, Operation, Proposer, Reclaim, Request};
+pub use command::{Command, Note, Operation, Proposer, Reclaim, Request, Update};
 pub use create::{Client, Create, CreateContexts, Dialect, DurableReconnectV2, DurableRequestV2, Share};
 pub use delete_on_close::{DeletePending, DeleteState};
 pub use event::{CloseReason, Event, EventKind};
@@ -56,8 +56,8 @@ pub use ids::{
 pub use limits::Limits;
 pub use node::{Arbiter, Node, NodeState};
 pub use open::{
-    AccessMask, ByteRangeLock, CreateAction, CreateOptions, Durability, Open, OpenDescription, OpenState,
-    ShareAccess,
+    AccessMask, ByteRangeLock, CreateAction, CreateOptions, Durability, ImageDigest, Open, OpenDescription,
+    OpenState, ShareAccess,
 };
 pub use oplock::{Lease, LeaseEpoch, LeaseState, LeaseVersion, Oplock, OplockLevel, OplockState};
 pub use outcome::{DurableAnswer, Opened, OpenedHow, Outcome, Rejection};

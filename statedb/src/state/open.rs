@@ -10,6 +10,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::command::Update;
 use super::event::CloseReason;
 use super::ids::{
     AppInstance, ClientGuid, CreateGuid, DurableFileId, FileKey, LeaseId, Owner, SessionId, ShareName, Sid,
@@ -81,6 +82,21 @@ pub struct ByteRangeLock {
     pub length: u64,
     /// Whether it excludes readers too.
     pub exclusive: bool,
+}
+
+/// Tells one image of an open from another: the 64-bit FNV-1a hash of its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ImageDigest(pub u64);
+
+impl ImageDigest {
+    /// The digest of an image.
+    #[must_use]
+    pub fn of(image: &[u8]) -> Self {
+        const OFFSET_BASIS: u64 = 0xcbf2_9ce4_8422_2325;
+        const PRIME: u64 = 0x0000_0100_0000_01b3;
+        let add = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(PRIME);
+        Self(image.iter().fold(OFFSET_BASIS, add))
+    }
 }
 
 /// What an SMB server reports of an open, at its grant and whenever it changes.
@@ -283,14 +299,14 @@ impl State {
         Ok(Outcome::Granted)
     }
 
-    pub(super) fn update(
-        &mut self,
-        owner: Owner,
-        descriptions: &[OpenDescription],
-    ) -> Result<Outcome, Rejection> {
-        let mut updated = Vec::with_capacity(descriptions.len());
-        for description in descriptions {
+    pub(super) fn update(&mut self, owner: Owner, update: &Update) -> Result<Outcome, Rejection> {
+        let mut updated = Vec::with_capacity(update.opens.len());
+        for (position, description) in update.opens.iter().enumerate() {
             let open = self.reported_open(owner, description.durable_file_id)?;
+            let current = || ImageDigest::of(&open.description.image);
+            if !update.replaces.is_empty() && update.replaces.get(position) != Some(&current()) {
+                return Err(Rejection::OpenChanged(description.durable_file_id));
+            }
             if !open.description.is_same_open(description) {
                 return Err(Rejection::IdentityChanged(description.durable_file_id));
             }
@@ -507,6 +523,13 @@ mod tests {
         ] {
             assert!(!open.is_same_open(&other), "{other:?}");
         }
+    }
+
+    #[test]
+    fn images_are_told_apart() {
+        // The test vectors of FNV-1a.
+        assert_eq!(ImageDigest::of(b""), ImageDigest(0xcbf2_9ce4_8422_2325));
+        assert_eq!(ImageDigest::of(b"foobar"), ImageDigest(0x8594_4171_f739_67e8));
     }
 
     #[test]

@@ -264,6 +264,8 @@ pub enum Rejection {
     /// An update may change neither the CreateGuid, the owner's SID, the share nor the file of an open:
     /// with another one of these it would be another open.
     IdentityChanged(DurableFileId),
+    /// Another SMB server that has the record of this open too has changed it meanwhile. Who asks has to look again.
+    OpenChanged(DurableFileId),
     /// Another node serves the share, or a client still has an open there through another node.
     ShareServedElsewhere {
         /// The share.
@@ -378,6 +380,7 @@ impl Rejection {
             // No client can cause these, only a mistake in its SMB server or in the sidecar.
             Self::AnswerForgotten { .. }
             | Self::IdentityChanged(_)
+            | Self::OpenChanged(_)
             | Self::NotYoursToDelete(_)
             | Self::WrongArbiter => ntstatus::INTERNAL_ERROR,
         }
@@ -508,6 +511,7 @@ impl fmt::Display for Rejection {
             Self::IdentityChanged(open) => {
                 write!(f, "an update must not change the CreateGuid, owner, share or file of open {open}")
             }
+            Self::OpenChanged(open) => write!(f, "open {open} has been changed meanwhile"),
             Self::ShareServedElsewhere { share, owner } => write!(f, "share {share} is served by {owner}"),
             Self::TooManyOpens { limit } => write!(f, "the cluster holds {limit} opens, its limit"),
             Self::TooManyShares { limit } => write!(f, "{limit} shares are served, the cluster's limit"),
@@ -784,6 +788,7 @@ mod tests {
                 ntstatus::INTERNAL_ERROR,
                 "an update must not change the CreateGuid, owner, share or file of open 7",
             ),
+            (Rejection::OpenChanged(OPEN), ntstatus::INTERNAL_ERROR, "open 7 has been changed meanwhile"),
             (
                 Rejection::ShareServedElsewhere { share, owner: owner(2, 1) },
                 ntstatus::FILE_NOT_AVAILABLE,

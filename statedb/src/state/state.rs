@@ -178,7 +178,7 @@ impl State {
             Request::EndTreeConnect { session, share } => Ok(self.end_tree_connect(owner, *session, share)),
             Request::FileDeleted(file) => self.file_deleted(owner, *file),
             Request::Grant(description) => self.grant(owner, description),
-            Request::Update(descriptions) => self.update(owner, descriptions),
+            Request::Update(update) => self.update(owner, update),
             Request::Disconnect(open) => self.disconnect(owner, *open),
             Request::Reclaim(reclaim) => self.reclaim(owner, reclaim),
             Request::Close(open) => self.close(owner, *open),

@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use statedb::{
-    CloseReason, Command, DurableFileId, Event, EventKind, Incarnation, Instance, NodeId, Opened, OpenedHow,
-    Outcome, Owner, Proposer, Rejection, Request,
+    Arbiter, CloseReason, Command, DurableFileId, Event, EventKind, Incarnation, Instance, NodeId, Opened,
+    OpenedHow, Outcome, Owner, Proposer, Rejection, Request,
 };
 
 /// What proposers were told.
@@ -17,6 +17,8 @@ pub(crate) struct Reference {
     live: BTreeMap<NodeId, Incarnation>,
     fenced: Vec<Owner>,
     instances: BTreeMap<(NodeId, Instance), Incarnation>,
+    /// Those that have their records together.
+    together: BTreeSet<Owner>,
     answers: BTreeMap<(Owner, u64), Outcome>,
     waiting: BTreeMap<(Owner, u64), Request>,
     events: u64,
@@ -27,11 +29,16 @@ pub(crate) struct Reference {
 impl Reference {
     pub(crate) fn observe(&mut self, command: &Command, outcome: &Outcome, events: &[Event]) {
         match command {
-            Command::RegisterNode { node, instance, .. } => {
+            Command::RegisterNode { node, instance, arbiter } => {
                 if let Outcome::Registered { incarnation, .. } = outcome {
+                    let owner = Owner { node: *node, incarnation: *incarnation };
+                    // What the first start has said counts, whatever its next sidecar says.
+                    if !self.instances.contains_key(&(*node, *instance)) && *arbiter == Arbiter::SmbCluster {
+                        self.together.insert(owner);
+                    }
                     let known = *self.instances.entry((*node, *instance)).or_insert(*incarnation);
                     assert_eq!(known, *incarnation, "one instance has two incarnations");
-                    self.registered(Owner { node: *node, incarnation: *incarnation });
+                    self.registered(owner);
                 }
             }
             Command::NodeDown { node, incarnation } => {
@@ -136,16 +143,18 @@ impl Reference {
                     assert_eq!(holder, Some(&owner), "{owner} got another's open by a replay");
                 }
             },
-            (Request::Update(opens), Outcome::Updated) => {
-                for open in opens {
-                    let other = self.owners.get(&open.durable_file_id).filter(|other| **other != owner);
+            (Request::Update(update), Outcome::Updated) => {
+                for open in &update.opens {
+                    let other = self.owners.get(&open.durable_file_id);
+                    let other = other.filter(|other| !self.may_speak_for(owner, **other));
                     assert_eq!(other, None, "{owner} changed an open of another");
                 }
             }
-            (
-                Request::Disconnect(open) | Request::Close(open),
-                Outcome::Disconnected { .. } | Outcome::Closed,
-            ) => {
+            (Request::Close(open), Outcome::Closed) => {
+                let other = self.owners.remove(open).filter(|other| !self.may_speak_for(owner, *other));
+                assert_eq!(other, None, "{owner} closed an open of another");
+            }
+            (Request::Disconnect(open), Outcome::Disconnected { .. } | Outcome::Closed) => {
                 let other = self.owners.remove(open).filter(|other| *other != owner);
                 assert_eq!(other, None, "{owner} took an open from its owner");
             }
@@ -176,6 +185,10 @@ impl Reference {
             | (Request::ReleaseShare(_), Outcome::ShareServed | Outcome::ShareReleased) => {}
             _ => panic!("{outcome} is no answer to {request}"),
         }
+    }
+
+    fn may_speak_for(&self, owner: Owner, other: Owner) -> bool {
+        owner == other || (self.together.contains(&owner) && self.together.contains(&other))
     }
 
     fn take(&mut self, open: DurableFileId, owner: Owner) {

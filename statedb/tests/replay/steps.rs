@@ -136,7 +136,7 @@ fn request() -> impl Strategy<Value = Request> {
         1 => (session(), any_share()).prop_map(|(session, share)| Request::EndTreeConnect { session, share }),
         2 => file().prop_map(Request::FileDeleted),
         8 => description().prop_map(|open| Request::Grant(Box::new(open))),
-        3 => prop::collection::vec(description(), 1..3).prop_map(Request::Update),
+        3 => prop::collection::vec(description(), 1..3).prop_map(|opens| Request::Update(opens.into())),
         6 => open().prop_map(Request::Disconnect),
         6 => (open(), create_guid()).prop_map(|(durable_file_id, create_guid)| {
             Request::Reclaim(Reclaim { durable_file_id, create_guid })
@@ -580,9 +580,9 @@ fn aimed(which: Index, owner: Owner, request: Request, state: &State) -> (Owner,
             let by = open.holder().or(serving).unwrap_or(owner);
             (by, Request::Reclaim(Reclaim { durable_file_id: id(open), ..reclaim }))
         }
-        Request::Update(opens) => {
-            let first = opens.first().and_then(|open| state.open(open.durable_file_id));
-            (first.map_or(owner, |open| holder(open, owner)), Request::Update(opens))
+        Request::Update(update) => {
+            let first = update.opens.first().and_then(|open| state.open(open.durable_file_id));
+            (first.map_or(owner, |open| holder(open, owner)), Request::Update(update))
         }
         request => (owner, request),
     }

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use statedb::{
     AppInstance, AppInstanceVersion, ByteRangeLock, Client, ClientGuid, Create, CreateContexts, CreateGuid,
-    CreateOptions, Dialect, Durability, DurableReconnectV2, DurableRequestV2, FileKey, Lease, LeaseEpoch,
-    LeaseId, LeaseKey, LeaseVersion, Lock, LockElement, LockKind, LockSequence, Note, OpenDescription,
-    Operation, Oplock, OplockLevel, OplockState, Reclaim, Request, SessionId, Share, ShareName, Sid, State,
+    CreateOptions, Dialect, Durability, DurableReconnectV2, DurableRequestV2, FileKey, ImageDigest, Lease,
+    LeaseEpoch, LeaseId, LeaseKey, LeaseVersion, Lock, LockElement, LockKind, LockSequence, Note,
+    OpenDescription, Operation, Oplock, OplockLevel, OplockState, Reclaim, Request, SessionId, Share,
+    ShareName, Sid, State, Update,
 };
 
 use super::arguments::{
@@ -92,7 +93,12 @@ pub(crate) fn request(
         "update" => {
             let id = open(args)?;
             let known = state.open(id).map(|open| open.description.clone());
-            Request::Update(vec![describe(known.unwrap_or_else(|| common::description(id.0)), args, files)?])
+            let replaced = args.take("replaces-bytes", number)?.map(image);
+            let opens = vec![describe(known.unwrap_or_else(|| common::description(id.0)), args, files)?];
+            Request::Update(Update {
+                opens,
+                replaces: replaced.iter().map(|image| ImageDigest::of(image)).collect(),
+            })
         }
         "disconnect" => Request::Disconnect(open(args)?),
         "close" => Request::Close(open(args)?),

@@ -7,11 +7,11 @@ use statedb::{
     AccessMask, AppInstance, AppInstanceVersion, Arbiter, Awaited, Break, BreakTarget, ByteRangeLock, Client,
     ClientGuid, Command, Create, CreateAction, CreateContexts, CreateGuid, CreateOptions, DeletePending,
     DeleteState, Dialect, Durability, DurableAnswer, DurableFileId, DurableReconnectV2, DurableRequestV2,
-    FileKey, Incarnation, Instance, Lease, LeaseEpoch, LeaseId, LeaseKey, LeaseState, LeaseVersion, Lock,
-    LockElement, LockKind, LockSequence, LogId, Millis, Node, NodeId, NodeState, Note, Open, OpenDescription,
-    OpenState, Opened, OpenedHow, Operation, Oplock, OplockLevel, OplockState, Outcome, Owner, Proposer,
-    Reclaim, Record, Rejection, Request, ServingNode, SessionId, Share, ShareAccess, ShareName, Sid,
-    Timestamp, WaitingRequest,
+    FileKey, ImageDigest, Incarnation, Instance, Lease, LeaseEpoch, LeaseId, LeaseKey, LeaseState,
+    LeaseVersion, Lock, LockElement, LockKind, LockSequence, LogId, Millis, Node, NodeId, NodeState, Note,
+    Open, OpenDescription, OpenState, Opened, OpenedHow, Operation, Oplock, OplockLevel, OplockState,
+    Outcome, Owner, Proposer, Reclaim, Record, Rejection, Request, ServingNode, SessionId, Share,
+    ShareAccess, ShareName, Sid, Timestamp, Update, WaitingRequest,
 };
 
 use super::super::decode;
@@ -175,7 +175,7 @@ fn commands() -> Named<Command> {
         ("node-down", Command::NodeDown { node: NodeId(1), incarnation: Incarnation(2) }),
         ("expire-opens", Command::ExpireOpens),
         ("grant", from(Request::Grant(Box::new(first_description())))),
-        ("update", from(Request::Update(vec![batch, first_description()]))),
+        ("update", from(Request::Update(vec![batch, first_description()].into()))),
         ("disconnect", from(Request::Disconnect(OPEN))),
         (
             "reclaim",
@@ -222,6 +222,13 @@ fn commands() -> Named<Command> {
         ("replace-session", from(Request::ReplaceSession { previous: SessionId(68), user: user() })),
         ("end-tree-connect", from(Request::EndTreeConnect { session: SessionId(68), share: share() })),
         ("file-deleted", from(Request::FileDeleted(FILE))),
+        (
+            "update-replacing",
+            from(Request::Update(Update {
+                opens: vec![description()],
+                replaces: vec![ImageDigest(0x0102_0304_0506_0708)],
+            })),
+        ),
     ]
 }
 
@@ -336,6 +343,11 @@ fn records() -> Named<Record> {
         first_outstanding: 38,
         answered: [(38, Outcome::Granted), (39, Outcome::Rejected(fenced()))].into(),
     };
+    let together = Node {
+        arbiter: Arbiter::SmbCluster,
+        answered: [(38, Outcome::Rejected(Rejection::OpenChanged(OPEN)))].into(),
+        ..node.clone()
+    };
     let down = Node { state: NodeState::Down { since: Timestamp(10_000) }, ..node.clone() };
     let rejected = (38..).zip(rejections().into_iter().map(Outcome::Rejected)).collect();
     let node_cluster = Node { arbiter: Arbiter::Cluster, answered: rejected, ..node.clone() };
@@ -378,6 +390,7 @@ fn records() -> Named<Record> {
         ("waiting-create", waiting(Awaited::Create { durable_file_id: OPEN, create: Box::new(create()) })),
         ("waiting-operation", waiting(Awaited::Operation { open: OPEN, operation: Operation::Write })),
         ("delete-pending", delete(DeleteState::Pending)),
+        ("node-smb-cluster", Record::Node(NodeId(1), together)),
         ("delete-due", delete(DeleteState::Due(Some(OWNER)))),
     ]
 }

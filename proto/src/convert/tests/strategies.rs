@@ -8,11 +8,11 @@ use statedb::{
     AccessMask, AppInstance, AppInstanceVersion, Arbiter, Awaited, Break, BreakTarget, ByteRangeLock, Client,
     ClientGuid, CloseReason, Command, Create, CreateAction, CreateContexts, CreateGuid, CreateOptions,
     DeletePending, DeleteState, Dialect, Durability, DurableAnswer, DurableFileId, DurableReconnectV2,
-    DurableRequestV2, Event, EventKind, FileKey, Incarnation, Instance, Lease, LeaseEpoch, LeaseId, LeaseKey,
-    LeaseState, LeaseVersion, Lock, LockElement, LockKind, LockSequence, LogId, Millis, Node, NodeId,
-    NodeState, Note, Open, OpenDescription, OpenState, Opened, OpenedHow, Operation, Oplock, OplockLevel,
-    OplockState, Outcome, Owner, Proposer, Reclaim, Record, Rejection, Request, ServingNode, SessionId,
-    Share, ShareAccess, ShareName, Sid, Timestamp, WaitingRequest,
+    DurableRequestV2, Event, EventKind, FileKey, ImageDigest, Incarnation, Instance, Lease, LeaseEpoch,
+    LeaseId, LeaseKey, LeaseState, LeaseVersion, Lock, LockElement, LockKind, LockSequence, LogId, Millis,
+    Node, NodeId, NodeState, Note, Open, OpenDescription, OpenState, Opened, OpenedHow, Operation, Oplock,
+    OplockLevel, OplockState, Outcome, Owner, Proposer, Reclaim, Record, Rejection, Request, ServingNode,
+    SessionId, Share, ShareAccess, ShareName, Sid, Timestamp, Update, WaitingRequest,
 };
 
 pub(super) const ARBITERS: [Arbiter; 3] = [Arbiter::Cluster, Arbiter::SmbServer, Arbiter::SmbCluster];
@@ -303,7 +303,8 @@ pub(super) fn request() -> impl Strategy<Value = Request> {
         (session(), share_name()).prop_map(|(session, share)| Request::EndTreeConnect { session, share }),
         file().prop_map(Request::FileDeleted),
         description().prop_map(|open| Request::Grant(Box::new(open))),
-        vec(description(), 0..3).prop_map(Request::Update),
+        (vec(description(), 0..3), vec(any::<u64>().prop_map(ImageDigest), 0..3))
+            .prop_map(|(opens, replaces)| Request::Update(Update { opens, replaces })),
         id().prop_map(Request::Disconnect),
         id().prop_map(Request::Close),
         (id(), create_guid()).prop_map(|(durable_file_id, create_guid)| {
@@ -344,6 +345,7 @@ fn rejection() -> impl Strategy<Value = Rejection> {
         Rejection::DurableFileIdInUse,
         Rejection::CreateGuidMismatch,
         Rejection::IdentityChanged,
+        Rejection::OpenChanged,
         Rejection::ClientGuidMismatch,
         Rejection::LeaseContextMismatch,
         Rejection::LeaseKeyMismatch,
