@@ -128,24 +128,26 @@ impl LocalDatabases {
     /// Places orphans, so that smbd can give them back to their clients. One result for each, in order.
     ///
     /// Placing one that is placed already changes nothing. What a dead process has left of one is replaced. One that
-    /// fails leaves nothing behind. Once the cluster cannot be reached the rest are not tried.
+    /// fails leaves nothing behind. Once the cluster's databases cannot be used the rest are not tried.
     pub fn materialise(&mut self, orphans: &[Orphan<'_>]) -> Vec<Result<(), PlaceError>> {
         let mut results = Vec::with_capacity(orphans.len());
-        for orphans in orphans.chunks(GATHERED_AT_ONCE) {
+        'all: for orphans in orphans.chunks(GATHERED_AT_ONCE) {
             let records: Vec<_> = orphans.iter().flat_map(|orphan| records_of(orphan.image)).collect();
-            let mut gathered = self.store.gather(&records);
+            if let Err(error) = self.store.gather(&records) {
+                results.push(Err(error.into()));
+                break;
+            }
             for orphan in orphans {
-                let is_cut_off = matches!(
-                    results.last(),
-                    Some(Err(PlaceError::Store(StoreError::Ctdb(_)) | PlaceError::NotTried))
-                );
-                results.push(match std::mem::replace(&mut gathered, Ok(())) {
-                    _ if is_cut_off => Err(PlaceError::NotTried),
-                    Err(error) => Err(error.into()),
-                    Ok(()) => self.place(orphan),
-                });
+                let result = self.place(orphan);
+                let is_cut_off =
+                    matches!(&result, Err(PlaceError::Store(error)) if !error.is_about_one_record());
+                results.push(result);
+                if is_cut_off {
+                    break 'all;
+                }
             }
         }
+        results.resize_with(orphans.len(), || Err(PlaceError::NotTried));
         results
     }
 

@@ -149,3 +149,14 @@ pub enum StoreError {
     #[error("the cluster's databases cannot be used")]
     Ctdb(#[from] CtdbError),
 }
+
+impl StoreError {
+    /// Whether it is about one record. Otherwise no other one can be used now either, and finding that out takes as long
+    /// as it has taken for this one.
+    pub(crate) fn is_about_one_record(&self) -> bool {
+        match self {
+            Self::Tdb(_) => true,
+            Self::Ctdb(error) => matches!(error, CtdbError::OnDisk { .. } | CtdbError::Elsewhere { .. }),
+        }
+    }
+}

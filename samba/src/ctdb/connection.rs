@@ -433,6 +433,15 @@ pub enum CtdbError {
         /// ctdbd's flags.
         flags: i32,
     },
+    /// The cluster recovers its databases, and nobody can use them until it has.
+    #[error("the cluster is recovering its databases; `ctdb status` tells why, if that does not end")]
+    Recovering,
+    /// Samba keeps a record on disk, for a persistent handle.
+    #[error("a record of {name} belongs to a persistent handle, which Samba keeps on disk by itself")]
+    OnDisk {
+        /// The database.
+        name: String,
+    },
     /// A record came here and was gone again before it could be locked, over and over.
     #[error("a record of {name} did not stay on this node for long enough to be changed")]
     Elsewhere {

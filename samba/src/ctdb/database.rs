@@ -17,6 +17,7 @@ use crate::tdb::{LibtdbError, OpenFlags, RawRecord, Tdb, TdbFile};
 ///   is its master. That it was migrated here a moment ago is a hint: it may have moved on, and a recovery gives every
 ///   record another master.
 /// - The header that was there is stored again.
+/// - A record that Samba keeps on disk is left alone.
 /// - A record is deleted by storing nothing but the header; ctdbd clears it away when no node needs it any more.
 pub struct ClusterDatabase {
     name: String,
@@ -65,7 +66,7 @@ impl ClusterDatabase {
     }
 
     /// Brings a record here, and has it decided what becomes of it while nobody else can change it. `decide` is called
-    /// at most once, and does not wait for anything. Waits for the end of a recovery.
+    /// once if there is no error, and never twice; it must not wait for anything. Waits for the end of a recovery.
     pub fn edit(
         &mut self,
         connection: &mut Connection,
@@ -74,7 +75,15 @@ impl ClusterDatabase {
         decide: &mut Decide<'_>,
     ) -> Result<(), StoreError> {
         loop {
-            match self.edit_here(key, connection.pnn(), deadline, decide)? {
+            let edited = match self.edit_here(key, connection.pnn(), deadline, decide) {
+                // A recovery locks all records at once.
+                Err(LibtdbError::ChainLockTimeout { .. }) if connection.is_recovering()? => {
+                    return Err(CtdbError::Recovering.into());
+                }
+                edited => edited?,
+            };
+            match edited {
+                Edited::OnDisk => return Err(CtdbError::OnDisk { name: self.name.clone() }.into()),
                 Edited::Here => return Ok(()),
                 Edited::Emptied(header) => {
                     return Ok(connection.schedule_for_deletion(self.id, key, &header)?);
@@ -118,6 +127,9 @@ impl ClusterDatabase {
         let Some((header, value)) = split.filter(|(header, _)| header.is_writable_by(here)) else {
             return Ok(Edited::Elsewhere);
         };
+        if header.is_on_disk() {
+            return Ok(Edited::OnDisk);
+        }
         match decide(value) {
             Edit::Keep => {}
             Edit::Delete if value.is_none() => {}
@@ -135,6 +147,8 @@ impl ClusterDatabase {
 enum Edited {
     /// Another node is its master; it was left alone.
     Elsewhere,
+    /// Samba keeps it on disk; it was left alone.
+    OnDisk,
     /// It is as it should be.
     Here,
     /// Only this header is left of it.

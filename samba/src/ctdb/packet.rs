@@ -297,3 +297,73 @@ pub enum PacketError {
         value: u32,
     },
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const CONTROL: Request<'_> = Request::Control { opcode: Opcode::GetPnn, node: None, data: b"data" };
+    const CALL: Request<'_> = Request::Call { call: Call::Migrate, database: DatabaseId(7), key: b"a key" };
+
+    fn encoded(requests: &[Request<'_>]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (number, request) in (1..).zip(requests) {
+            request.encode(number, &mut bytes).expect("they are short");
+        }
+        bytes
+    }
+
+    #[test]
+    fn requests_are_packets() {
+        let order = Request::Order { opcode: Opcode::ScheduleForDeletion, data: b"" };
+        let bytes = encoded(&[CONTROL, CALL, order]);
+        let mut rest = &bytes[..];
+        let mut bodies = Vec::new();
+        while let Some((packet, length)) = Packet::parse(rest).unwrap() {
+            bodies.push((packet.request, packet.operation, packet.body.len()));
+            rest = &rest[length..];
+        }
+        assert_eq!(rest, []);
+        assert_eq!(bodies, [(1, REQ_CONTROL, 28 + 4), (2, REQ_CALL, 24 + 5), (3, REQ_CONTROL, 28)]);
+    }
+
+    #[test]
+    fn request_that_is_too_long_is_refused() {
+        let data = vec![0; PACKET_MAX];
+        let request = Request::Control { opcode: Opcode::GetPnn, node: None, data: &data };
+        assert!(matches!(request.encode(1, &mut Vec::new()), Err(PacketError::Length { .. })));
+    }
+
+    proptest! {
+        #[test]
+        fn packet_that_has_not_come_whole_is_waited_for(cut in 0..64_usize) {
+            let bytes = encoded(&[CONTROL]);
+            let cut = cut.min(bytes.len() - 1);
+            prop_assert_eq!(Packet::parse(&bytes[..cut]), Ok(None));
+        }
+
+        #[test]
+        fn whatever_comes_is_an_answer_or_an_error(
+            body in proptest::collection::vec(any::<u8>(), 0..64),
+            operation in prop_oneof![Just(REPLY_CALL), Just(REPLY_ERROR), Just(REPLY_CONTROL), any::<u32>()],
+        ) {
+            let packet = Packet { operation, request: 1, body: &body };
+            for request in [CONTROL, CALL] {
+                if let Ok(reply) = packet.answer_to(&request) {
+                    prop_assert!(reply.data.len() + reply.message.len() <= 3 * body.len());
+                }
+            }
+        }
+
+        #[test]
+        fn whatever_is_damaged_is_a_packet_or_an_error(place in 0..32_usize, byte in any::<u8>()) {
+            let mut bytes = encoded(&[CALL]);
+            bytes[place] = byte;
+            if let Ok(Some((_, length))) = Packet::parse(&bytes) {
+                prop_assert!(length <= bytes.len());
+            }
+        }
+    }
+}

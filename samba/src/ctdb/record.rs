@@ -12,6 +12,10 @@ use super::packet::Pnn;
 pub struct RecordHeader([u8; CTDB_HEADER_LEN]);
 
 impl RecordHeader {
+    /// The flags of a record that is being, or was, written to every node's disk (since Samba 4.25, for persistent
+    /// handles). While that goes on there is something else in front of the value.
+    const IS_ON_DISK: u32 = 0x3;
+
     /// The flag that other nodes have copies to read from, which have to be taken back before the record may change.
     const HAS_READ_ONLY_COPIES: u32 = 0x0100_0000;
 
@@ -32,7 +36,17 @@ impl RecordHeader {
     /// Whether this node may change the record.
     #[must_use]
     pub fn is_writable_by(&self, node: Pnn) -> bool {
-        self.master() == node && self.u32_at::<16>() & Self::HAS_READ_ONLY_COPIES == 0
+        self.master() == node && self.flags() & Self::HAS_READ_ONLY_COPIES == 0
+    }
+
+    /// Whether Samba keeps the record on every node's disk too. Who changed it here alone would part it from those.
+    #[must_use]
+    pub fn is_on_disk(&self) -> bool {
+        self.flags() & Self::IS_ON_DISK != 0
+    }
+
+    fn flags(&self) -> u32 {
+        self.u32_at::<16>()
     }
 
     /// The header as it is stored.

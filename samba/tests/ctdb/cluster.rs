@@ -47,12 +47,17 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Starts a cluster and waits until its databases can be used.
     pub(crate) fn start(nodes: usize) -> Self {
+        Self::start_with(nodes, "")
+    }
+
+    /// The same with other options for its databases.
+    pub(crate) fn start_with(nodes: usize, database_options: &str) -> Self {
         // The paths of unix sockets are short, so the directory's is.
         let directory = TempDir::with_prefix_in("ctdb-", "/tmp").expect("a temporary directory");
         let addresses = free_addresses(nodes).join("\n");
         let mut cluster = Self { directory, ctdbds: Vec::new() };
         for (node, address) in addresses.lines().enumerate() {
-            cluster.configure(node, address, &addresses);
+            cluster.configure(node, address, &addresses, database_options);
             cluster.ctdbds.push(Some(cluster.spawn(node)));
         }
         for node in 0..nodes {
@@ -71,7 +76,7 @@ impl Cluster {
         self.directory.path().join(node.to_string())
     }
 
-    fn configure(&self, node: usize, address: &str, nodes: &str) {
+    fn configure(&self, node: usize, address: &str, nodes: &str, database_options: &str) {
         let base = self.base(node);
         for name in ["run", "var", "volatile", "persistent", "state", "events/legacy", "events/notification"]
         {
@@ -88,7 +93,8 @@ impl Cluster {
              [database]\n\
              volatile database directory = {base}/volatile\n\
              persistent database directory = {base}/persistent\n\
-             state database directory = {base}/state\n",
+             state database directory = {base}/state\n\
+             {database_options}\n",
             shared = self.directory.path().display(),
             base = base.display(),
         );

@@ -4,5 +4,6 @@ mod cluster;
 mod hostile;
 mod placing;
 mod records;
+mod smbd;
 #[path = "../smbd/testdata.rs"]
 mod testdata;

@@ -1,7 +1,9 @@
 //! Orphans in the databases of a cluster.
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant, SystemTime};
 
 use samba::ctdb::{ClusterDatabase, Connection};
@@ -9,12 +11,13 @@ use samba::materialise::{Edit, Removed};
 use samba::records::{Holder, LockingRecord, OpenGlobal, ServerId, file_key, open_global_key};
 use samba::tdb::Tdb;
 use samba::{
-    CtdbError, LocalDatabases, Location, MaterialiseError, OpenImage, Orphan, PlaceError, StoreError,
+    Change, CtdbError, LocalDatabases, Location, MaterialiseError, OpenImage, Orphan, PlaceError, StoreError,
 };
 use statedb::{DurableFileId, ShareAccess};
 use tempfile::TempDir;
 
 use crate::cluster::{Cluster, PATIENCE, ctdb_is_there};
+use crate::smbd::Smbd;
 use crate::testdata::{LAYOUT, image_of, shared_keys};
 
 /// A cluster with the databases of opens, which are there when its first smbd has been started, and a share.
@@ -256,4 +259,44 @@ fn databases_that_no_smbd_has_attached_are_not_made() {
     let location = Location::Clustered { socket: cluster.socket(0) };
     let error = LocalDatabases::open(&libtdb, &location, LAYOUT, PATIENCE).err();
     assert!(matches!(error, Some(StoreError::Ctdb(CtdbError::NoSuchDatabase { .. }))), "{error:?}");
+}
+
+/// An smbd of the cluster reads what was placed through another node: whoever wants the file meets the orphan, and smbd
+/// gives it up for him by its own rules. And its processes are known to all nodes.
+#[test]
+fn smbd_of_another_node_meets_the_orphan() {
+    if !ctdb_is_there() {
+        return;
+    }
+    let cluster = Cluster::start(3);
+    let samba = SambaCluster { cluster, share: tempfile::tempdir().expect("a temporary directory") };
+    let smbd = Smbd::start(&samba.cluster.socket(1), samba.share());
+    let smbclient = |command| smbd.smbclient().args(["-c", command]).output().expect("smbclient is there");
+    samba.cluster.wait_until("smbd serves", |_| smbclient("ls").status.success());
+    fs::write(samba.share().join("plan.xlsx"), "text").unwrap();
+    let image = image_of("batch_v2", samba.share(), "plan.xlsx");
+    let locking = |node| samba.record(node, frame::Database::Locking, &file_key(image.file()));
+
+    let mut client = smbd.smbclient().stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let mut commands = client.stdin.take().expect("it is piped");
+    writeln!(commands, "open plan.xlsx").unwrap();
+    samba.cluster.wait_until("the file is open", |_| locking(0).is_some());
+    let record = LockingRecord::decode(LAYOUT, &locking(0).expect("it is open")).unwrap();
+    let holder = record.share_modes().expect("it is open").entries[0].server_id;
+    assert_eq!(holder.vnn, 1);
+    let exists = |cluster: &Cluster| cluster.connect(0).process_exists(holder).unwrap();
+    assert!(exists(&samba.cluster));
+    drop(commands);
+    client.wait().unwrap();
+    samba.cluster.wait_until("its process has ended", |cluster| !exists(cluster));
+
+    samba.place(0, &image).unwrap();
+    let got = smbclient("get plan.xlsx /dev/null");
+    assert!(got.status.success(), "{got:?}\n{}", smbd.log());
+    let given_up = locking(2);
+    assert_eq!(image.clone().update_locking(given_up.as_deref()).unwrap(), Change::Gone);
+    // It stays given up.
+    samba.place(2, &image).unwrap();
+    assert_eq!(locking(2), given_up);
+    assert_eq!(samba.databases(2).remove(image.durable_file_id(), image.file()).unwrap(), Removed::Removed);
 }

@@ -67,6 +67,18 @@ fn one_node_is_asked_what_it_has() {
     assert_eq!(node.1.records_here(Pnn(0)).unwrap(), []);
 }
 
+#[test]
+fn database_is_opened_as_ctdbd_has_opened_it() {
+    if !ctdb_is_there() {
+        return;
+    }
+    // Who expects mutexes cannot open a file without, and the other way round.
+    let cluster = Cluster::start_with(1, "tdb mutexes = false");
+    let mut node = cluster.attach(0, DATABASE);
+    assert_eq!(store(&mut node, b"key", b"value"), None);
+    assert_eq!(fetch(&mut node, b"key").as_deref(), Some(&b"value"[..]));
+}
+
 /// What is refused is refused, what ctdbd does not answer takes as long as it was given, and neither breaks the
 /// connection.
 #[test]
