@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use harness::{
     cluster::{Cluster, ClusterOptions},
-    samba::{SambaTools, samba_or_skip},
+    samba::{SambaTools, samba_in_root_or_skip, samba_or_skip},
     smb_client::{Client, CreateRequest, NtStatus, Opened, Session, ShareAccess, SmbError, Tree},
 };
 
@@ -76,6 +76,31 @@ async fn clustered_smbds_see_each_others_opens_lose_a_node_with_its_opens_and_ge
         assert_eq!(refusal.status(), Some(NtStatus::SHARING_VIOLATION), "{version:?}: {refusal}");
         at_1.echo().await.unwrap();
     }
+}
+
+/// What Samba 4.25 does by itself, for whoever compares.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_persistent_handle_of_samba_itself_survives_its_node() {
+    let Some(tools) = samba_in_root_or_skip("4.25") else { return };
+    let mut options = options(tools);
+    options.smbd = options.smbd.continuously_available();
+    let mut cluster = Cluster::start(options).await.unwrap();
+    let client = Client::new(cluster.credentials());
+    let (session, share) = connect(&cluster, &client, 0).await;
+    let open = share.create(CreateRequest::durable_v2_with_lease("file").persistent()).await.unwrap();
+    assert!(open.response().durable_v2.is_some_and(|durable| durable.persistent), "{:?}", open.response());
+
+    cluster.kill(0).unwrap();
+    let deadline = Instant::now() + RECOVERY_TIMEOUT;
+    let back = loop {
+        match client.reconnect(cluster.smb_address(1), session.id()).await {
+            Ok(back) => break back,
+            Err(err) => assert!(Instant::now() < deadline, "{err}"),
+        }
+    };
+    let share = back.tree_connect(&cluster.share(1)).await.unwrap();
+    let reclaimed = create_after_recovery(&share, open.reconnect_request()).await.unwrap();
+    assert_eq!(reclaimed.file_id().persistent, open.file_id().persistent);
 }
 
 /// A node that is cut off hears nothing and is not heard: CTDB notices by the missing keepalives.

@@ -366,11 +366,18 @@ impl CreateRequest {
     /// The same as a durable v2 open with a fresh CreateGuid and the longest timeout.
     #[must_use]
     pub fn durable_v2(self) -> Self {
-        let durability = Durability::RequestV2 {
-            create_guid: CreateGuid::random(),
-            timeout: DURABLE_TIMEOUT,
-            persistent: false,
-        };
+        self.request_v2(false)
+    }
+
+    /// The same as a persistent open, which a share gives that is continuously available.
+    #[must_use]
+    pub fn persistent(self) -> Self {
+        self.request_v2(true)
+    }
+
+    fn request_v2(self, persistent: bool) -> Self {
+        let create_guid = CreateGuid::random();
+        let durability = Durability::RequestV2 { create_guid, timeout: DURABLE_TIMEOUT, persistent };
         Self { durability, ..self }
     }
 

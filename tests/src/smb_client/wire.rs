@@ -85,12 +85,13 @@ pub(super) fn negotiate(client_guid: ClientGuid) -> Request {
     const SIGNING_ENABLED: u16 = 0x0001;
     const CAP_LEASING: u32 = 0x02;
     const CAP_LARGE_MTU: u32 = 0x04;
+    const CAP_PERSISTENT_HANDLES: u32 = 0x10;
     let body = Body::default()
         .u16(36)
         .u16(1) // DialectCount
         .u16(SIGNING_ENABLED)
         .u16(0)
-        .u32(CAP_LEASING | CAP_LARGE_MTU)
+        .u32(CAP_LEASING | CAP_LARGE_MTU | CAP_PERSISTENT_HANDLES)
         .bytes(&client_guid.0)
         .u64(0) // ClientStartTime
         .u16(DIALECT);
