@@ -15,7 +15,7 @@ use samba::materialise::{
 use samba::records::{
     BrlockEntry, LeaseRecord, LockingRecord, NtTime, OpenGlobal, RecordError, TconGlobal, file_key,
 };
-use samba::{Capture, Layout, OpenImage};
+use samba::{Capture, ImageError, Layout, OpenImage};
 use statedb::ShareName;
 
 use crate::Seed;
@@ -26,9 +26,6 @@ const IMAGE: u8 = 0x10;
 
 /// The rest is pieces: the value of an open's own record, then further stores, each a database's number and a value.
 const STORES: u8 = 0x11;
-
-/// The layouts that there are.
-const LAYOUTS: [Layout; 1] = [Layout::V4_17];
 
 /// How often a capture may ask for records before it has all: for the file's, and for the lease's.
 const NEEDS_MAX: usize = 2;
@@ -42,10 +39,10 @@ pub fn check(input: &[u8]) {
                 check_image(&image);
             }
         }
-        STORES => LAYOUTS.into_iter().for_each(|layout| check_stores(layout, rest)),
+        STORES => Layout::ALL.into_iter().for_each(|layout| check_stores(layout, rest)),
         number => {
             if let Some(database) = Database::from_wire(number) {
-                LAYOUTS.into_iter().for_each(|layout| check_record(layout, database, rest));
+                Layout::ALL.into_iter().for_each(|layout| check_record(layout, database, rest));
             }
         }
     }
@@ -140,6 +137,12 @@ fn check_image(image: &OpenImage) {
     assert_eq!(description.durable_file_id, image.durable_file_id());
     assert_eq!(description.image[..], image.encode());
     check_placing(image, LockingRecord::default());
+    for layout in Layout::ALL {
+        match image.in_layout(layout) {
+            Ok(turned) => assert_eq!(OpenImage::decode(&turned.encode()), Ok(turned)),
+            Err(error) => assert!(matches!(error, ImageError::NotInLayout { .. }), "{error}"),
+        }
+    }
 }
 
 /// Doing it twice is doing it once, and what is placed can be taken away.
@@ -182,13 +185,14 @@ fn check_placing(image: &OpenImage, locking: LockingRecord) {
 #[must_use]
 pub fn seeds() -> Vec<Seed> {
     let mut seeds = Vec::new();
-    for (situation, records) in situations() {
+    for (layout, situation, records) in Layout::ALL.into_iter().flat_map(situations) {
+        let situation = format!("{layout}-{situation}");
         for (index, (database, _, value)) in records.iter().enumerate() {
             let name = format!("{situation}-{index}-{}", database.file_name().trim_end_matches(".tdb"));
             seeds.push((name, [&[*database as u8], value.as_slice()].concat()));
         }
         for (index, (_, _, value)) in records.iter().enumerate().filter(is_open) {
-            let Some(image) = situation_image(value, &records) else { continue };
+            let Some(image) = situation_image(layout, value, &records) else { continue };
             seeds
                 .push((format!("{situation}-{index}-image"), [&[IMAGE], image.encode().as_slice()].concat()));
             seeds.push((format!("{situation}-{index}-stores"), stores_seed(&image, value, &records)));
@@ -204,8 +208,8 @@ fn is_open((_, (database, ..)): &(usize, &Stored)) -> bool {
     *database == Database::OpenGlobal
 }
 
-fn situation_image(open_global: &[u8], records: &[Stored]) -> Option<OpenImage> {
-    let open = OpenGlobal::decode(LAYOUTS[0], open_global).ok()?;
+fn situation_image(layout: Layout, open_global: &[u8], records: &[Stored]) -> Option<OpenImage> {
+    let open = OpenGlobal::decode(layout, open_global).ok()?;
     let file = open.backend_cookie.as_ref()?.file;
     let is_ours = |database, key: &[u8]| match database {
         Database::Locking | Database::Brlock => *key == file_key(file),
@@ -216,7 +220,7 @@ fn situation_image(open_global: &[u8], records: &[Stored]) -> Option<OpenImage> 
         .filter(|(database, key, _)| is_ours(*database, key))
         .map(|(database, _, value)| (*database, value.as_slice()))
         .collect();
-    capture(LAYOUTS[0], open_global, &stores)
+    capture(layout, open_global, &stores)
 }
 
 /// The open's own record, and every store to a record that concerns it.
@@ -236,9 +240,11 @@ fn stores_seed(image: &OpenImage, open_global: &[u8], records: &[Stored]) -> Vec
     [vec![STORES], join(pieces)].concat()
 }
 
-/// What is in `samba/testdata`: its README says how the files look.
-fn situations() -> Vec<(String, Vec<Stored>)> {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../samba/testdata/v4_17");
+/// What is in `samba/testdata` of a layout: its README says how the files look.
+fn situations(layout: Layout) -> Vec<(Layout, String, Vec<Stored>)> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../samba/testdata")
+        .join(format!("v{}", layout.to_string().replace('.', "_")));
     let mut situations: Vec<_> = fs::read_dir(&directory)
         .unwrap_or_else(|error| panic!("{}: {error}", directory.display()))
         .map(|entry| {
@@ -246,10 +252,10 @@ fn situations() -> Vec<(String, Vec<Stored>)> {
             let name = path.file_stem().expect("a file has a name").to_string_lossy().into_owned();
             let text =
                 fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-            (name, text.lines().filter(|line| !line.starts_with('#')).map(stored).collect())
+            (layout, name, text.lines().filter(|line| !line.starts_with('#')).map(stored).collect())
         })
         .collect();
-    situations.sort();
+    situations.sort_by(|(_, one, _), (_, other, _)| one.cmp(other));
     situations
 }
 

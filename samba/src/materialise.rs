@@ -169,9 +169,12 @@ pub fn place_entry(
             flags: both(data.flags, flags_of(image)),
             ..data
         },
-        None => ShareModeData { flags: flags_of(image), ..image.data().clone() },
+        // Its other opens are none of this file here.
+        None => ShareModeData { flags: flags_of(image), num_persistent: 0, ..image.data().clone() },
     });
-    count_persistent(share_modes);
+    if image.open_global().persistent {
+        count_persistent(share_modes);
+    }
     touch(lock);
     Ok(Edit::Store(record))
 }
@@ -345,7 +348,9 @@ pub fn remove_entry(
             if share_modes.entries.iter().any(|entry| entry.lease() == unused_lease) {
                 unused_lease = None;
             }
-            count_persistent(share_modes);
+            if share_modes.data.as_ref().is_some_and(|data| data.num_persistent > 0) {
+                count_persistent(share_modes);
+            }
             if share_modes.entries.is_empty() {
                 lock.share_modes = None;
             }

@@ -7,16 +7,14 @@ use samba::config::{ConfigError, Problem, SambaConfig};
 use statedb::ShareName;
 use tempfile::TempDir;
 
-use crate::instance::{Smbd, samba_is_there};
+use crate::instance::{Samba, Smbd};
 
 const TESTPARM: &str = "testparm";
 
 #[test]
 fn sound_configuration_is_read() {
-    if !samba_is_there() {
-        return;
-    }
-    let smbd = Smbd::start("127.0.41.7");
+    let Some(samba) = Samba::of_the_machine() else { return };
+    let smbd = Smbd::start(&samba, "127.0.41.7");
     let config = SambaConfig::read(Path::new(TESTPARM), &smbd.conf(), |_| true).unwrap();
     assert_eq!(config.lock_directory, smbd.lock_directory());
     let service_path = smbd.share();
@@ -28,7 +26,7 @@ fn sound_configuration_is_read() {
 /// Defaults count too: `kernel share modes` and `posix locking` are wrong unless somebody has set them.
 #[test]
 fn everything_wrong_is_reported_at_once() {
-    if !samba_is_there() {
+    if Samba::of_the_machine().is_none() {
         return;
     }
     let directory = TempDir::new().unwrap();
@@ -59,7 +57,7 @@ fn everything_wrong_is_reported_at_once() {
 
 #[test]
 fn missing_configuration_is_an_error() {
-    if !samba_is_there() {
+    if Samba::of_the_machine().is_none() {
         return;
     }
     let error =

@@ -1,8 +1,8 @@
 //! A private smbd.
 
-use std::ffi::OsStr;
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -15,29 +15,67 @@ use samba::tdb::{ChangeCount, Tdb, TdbFile};
 use samba::{Layout, LocalDatabases, Location, SambaVersion};
 use tempfile::TempDir;
 
-use crate::testdata::LAYOUT;
-
 /// How long smbd may take to start or to end.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 const POLL: Duration = Duration::from_millis(20);
 
-/// Whether a test that needs Samba can run. Says so if not, and panics where Samba is required.
-pub(crate) fn samba_is_there() -> bool {
-    let version = SambaVersion::of_smbd(smbd());
-    let known = version.as_ref().is_ok_and(|version| Layout::for_version(version).is_ok());
-    if !known {
-        let found = version.map_or_else(|error| error.to_string(), |version| version.to_string());
-        assert_ne!(std::env::var("HOLDFAST_REQUIRE_SAMBA").as_deref(), Ok("1"), "Samba is required: {found}");
-        eprintln!("skipped: no Samba whose layout is known ({found})");
-    }
-    known
+/// The folder with roots of other versions of Samba, and where it is if nobody says.
+const ROOTS_ENV: &str = "HOLDFAST_SAMBA_ROOTS";
+const ROOTS: &str = "/var/cache/holdfast/samba-roots";
+
+/// The versions that `tests/roots/make` makes roots of.
+const ROOT_VERSIONS: [&str; 2] = ["4.22", "4.25"];
+
+/// The programs of one version of Samba.
+pub(crate) struct Samba {
+    pub(crate) layout: Layout,
+    smbd: PathBuf,
+    smbclient: PathBuf,
+    /// The commands that enter the root, if it is in one.
+    _commands: Option<TempDir>,
 }
 
-/// smbd, which is not in every user's path.
-fn smbd() -> &'static OsStr {
-    const SBIN: &str = "/usr/sbin/smbd";
-    OsStr::new(if Path::new(SBIN).exists() { SBIN } else { "smbd" })
+impl Samba {
+    /// The machine's own. `None` where there is none, after a line that says so; panics where Samba is required.
+    pub(crate) fn of_the_machine() -> Option<Self> {
+        const SBIN: &str = "/usr/sbin/smbd";
+        // smbd is not in every user's path.
+        let smbd = PathBuf::from(if Path::new(SBIN).exists() { SBIN } else { "smbd" });
+        Self::or_skip(smbd, PathBuf::from("smbclient"), None, "HOLDFAST_REQUIRE_SAMBA")
+    }
+
+    /// Every version that is there: the machine's own, and those in roots.
+    pub(crate) fn all() -> Vec<Self> {
+        let in_roots = ROOT_VERSIONS.into_iter().filter_map(Self::in_root);
+        Self::of_the_machine().into_iter().chain(in_roots).collect()
+    }
+
+    /// The one in a root, which takes root's rights.
+    fn in_root(version: &str) -> Option<Self> {
+        let roots = std::env::var_os(ROOTS_ENV).map_or_else(|| PathBuf::from(ROOTS), PathBuf::from);
+        let enter = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/roots/enter");
+        let commands = TempDir::with_prefix("holdfast-samba-").expect("a temporary directory");
+        let seen_inside = [roots.join(version), std::env::temp_dir()];
+        let list: String = seen_inside.iter().map(|path| format!("{}\n", path.display())).collect();
+        fs::write(commands.path().join("root"), list).expect("it is new");
+        let [smbd, smbclient] = ["smbd", "smbclient"].map(|program| commands.path().join(program));
+        for program in [&smbd, &smbclient] {
+            symlink(&enter, program).expect("it is new");
+        }
+        Self::or_skip(smbd, smbclient, Some(commands), "HOLDFAST_REQUIRE_SAMBA_ROOTS")
+    }
+
+    fn or_skip(smbd: PathBuf, smbclient: PathBuf, commands: Option<TempDir>, required: &str) -> Option<Self> {
+        let version = SambaVersion::of_smbd(&smbd);
+        let layout = version.as_ref().ok().and_then(|version| Layout::for_version(version).ok());
+        if layout.is_none() {
+            let found = version.map_or_else(|error| error.to_string(), |version| version.to_string());
+            assert_ne!(std::env::var(required).as_deref(), Ok("1"), "{required}: {found}");
+            eprintln!("skipped: no Samba whose layout is known behind {} ({found})", smbd.display());
+        }
+        Some(Self { layout: layout?, smbd, smbclient, _commands: commands })
+    }
 }
 
 /// A private smbd with one share. Its directories are its own, and are gone when it is dropped.
@@ -45,11 +83,13 @@ pub(crate) struct Smbd {
     directory: TempDir,
     process: Child,
     address: SocketAddr,
+    pub(crate) layout: Layout,
+    smbclient: PathBuf,
 }
 
 impl Smbd {
     /// Starts one that listens on `address`, which no other test may use, and on a port that is free now.
-    pub(crate) fn start(address: &str) -> Self {
+    pub(crate) fn start(samba: &Samba, address: &str) -> Self {
         let free = TcpListener::bind((address, 0)).and_then(|listener| listener.local_addr());
         let address = free.expect("a loopback address has free ports");
         let directory = TempDir::with_prefix("holdfast-smbd-").expect("a temporary directory");
@@ -91,7 +131,7 @@ impl Smbd {
                 .name,
         );
         fs::write(directory.path().join("smb.conf"), conf).expect("it can be written");
-        let process = Command::new(smbd())
+        let process = Command::new(&samba.smbd)
             .args(["-F", "--no-process-group", "-s"])
             .arg(directory.path().join("smb.conf"))
             // smbd ends its whole process group with itself.
@@ -101,7 +141,8 @@ impl Smbd {
             .stderr(Stdio::null())
             .spawn()
             .expect("smbd is there");
-        let smbd = Self { directory, process, address };
+        let smbd =
+            Self { directory, process, address, layout: samba.layout, smbclient: samba.smbclient.clone() };
         let started = Instant::now();
         while smbd.try_databases().is_err() {
             assert!(started.elapsed() < PATIENCE, "smbd does not start: {}", smbd.log());
@@ -125,7 +166,7 @@ impl Smbd {
     fn try_databases(&self) -> Result<LocalDatabases, samba::StoreError> {
         let libtdb = Tdb::load().expect("libtdb comes with Samba");
         let location = Location::Plain { lock_directory: self.lock_directory() };
-        LocalDatabases::open(&libtdb, &location, LAYOUT, Duration::from_secs(2))
+        LocalDatabases::open(&libtdb, &location, self.layout, Duration::from_secs(2))
     }
 
     pub(crate) fn databases(&self) -> LocalDatabases {
@@ -142,7 +183,7 @@ impl Smbd {
 
     /// Runs a command of smbclient on the share, and returns whether it went well.
     pub(crate) fn smbclient(&self, command: &str) -> bool {
-        let output = Command::new("smbclient")
+        let output = Command::new(&self.smbclient)
             .args([
                 &format!("//{}/share", self.address.ip()),
                 "-p",

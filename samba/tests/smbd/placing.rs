@@ -7,7 +7,7 @@ use samba::materialise::Removed;
 use samba::records::{Holder, file_key, open_global_key};
 use samba::{Change, LibtdbError, Location, MaterialiseError, OpenImage, Orphan, PlaceError, StoreError};
 
-use crate::instance::{Smbd, samba_is_there};
+use crate::instance::{Samba, Smbd};
 use crate::testdata::{image_of, shared_keys};
 
 fn orphan(image: &OpenImage) -> Orphan<'_> {
@@ -21,30 +21,29 @@ fn place(smbd: &Smbd, image: &OpenImage) -> Result<(), PlaceError> {
 
 #[test]
 fn orphan_is_placed_found_and_removed_without_a_trace() {
-    if !samba_is_there() {
-        return;
-    }
-    let smbd = Smbd::start("127.0.41.1");
-    fs::write(smbd.share().join("report.docx"), "text").unwrap();
-    let image = image_of("rwh_v2_locks", &smbd.share(), "report.docx");
-    let id = image.durable_file_id();
-    assert_eq!(smbd.databases().remove(id, image.file()).unwrap(), Removed::Absent);
+    for samba in Samba::all() {
+        let smbd = Smbd::start(&samba, "127.0.41.1");
+        fs::write(smbd.share().join("report.docx"), "text").unwrap();
+        let image = image_of(samba.layout, "rwh_v2_locks", &smbd.share(), "report.docx");
+        let id = image.durable_file_id();
+        assert_eq!(smbd.databases().remove(id, image.file()).unwrap(), Removed::Absent);
 
-    place(&smbd, &image).unwrap();
-    let placed = smbd.databases().open_global(id).unwrap().expect("it was placed");
-    assert_eq!(placed.holder(), Holder::Disconnected);
-    assert_eq!(placed.backend_cookie.as_ref().unwrap().stat.size, 4, "the metadata are the file's");
-    for (database, key) in shared_keys(&image) {
-        assert!(smbd.record(database, &key).is_some(), "{database}");
-    }
-    place(&smbd, &image).unwrap();
-    assert_eq!(smbd.databases().disconnected_opens().unwrap(), [placed]);
+        place(&smbd, &image).unwrap();
+        let placed = smbd.databases().open_global(id).unwrap().expect("it was placed");
+        assert_eq!(placed.holder(), Holder::Disconnected);
+        assert_eq!(placed.backend_cookie.as_ref().unwrap().stat.size, 4, "the metadata are the file's");
+        for (database, key) in shared_keys(&image) {
+            assert!(smbd.record(database, &key).is_some(), "{database}");
+        }
+        place(&smbd, &image).unwrap();
+        assert_eq!(smbd.databases().disconnected_opens().unwrap(), [placed]);
 
-    assert_eq!(smbd.databases().remove(id, image.file()).unwrap(), Removed::Removed);
-    assert_eq!(smbd.databases().disconnected_opens().unwrap(), []);
-    assert_eq!(smbd.record(frame::Database::OpenGlobal, &open_global_key(id)), None);
-    for (database, key) in shared_keys(&image) {
-        assert_eq!(smbd.record(database, &key), None, "{database}");
+        assert_eq!(smbd.databases().remove(id, image.file()).unwrap(), Removed::Removed);
+        assert_eq!(smbd.databases().disconnected_opens().unwrap(), []);
+        assert_eq!(smbd.record(frame::Database::OpenGlobal, &open_global_key(id)), None);
+        for (database, key) in shared_keys(&image) {
+            assert_eq!(smbd.record(database, &key), None, "{database}");
+        }
     }
 }
 
@@ -54,99 +53,94 @@ fn orphan_is_placed_found_and_removed_without_a_trace() {
 /// back.
 #[test]
 fn intruder_makes_smbd_give_up_the_orphan() {
-    if !samba_is_there() {
-        return;
-    }
-    let smbd = Smbd::start("127.0.41.2");
-    for (situation, name) in [("batch_v2", "plan.xlsx"), ("rwh_v2_locks", "report.docx")] {
-        fs::write(smbd.share().join(name), "text").unwrap();
-        let image = image_of(situation, &smbd.share(), name);
-        let id = image.durable_file_id();
-        place(&smbd, &image).unwrap();
+    for samba in Samba::all() {
+        let smbd = Smbd::start(&samba, "127.0.41.2");
+        for (situation, name) in [("batch_v2", "plan.xlsx"), ("rwh_v2_locks", "report.docx")] {
+            fs::write(smbd.share().join(name), "text").unwrap();
+            let image = image_of(samba.layout, situation, &smbd.share(), name);
+            let id = image.durable_file_id();
+            place(&smbd, &image).unwrap();
 
-        assert!(smbd.smbclient(&format!("get {name} /dev/null")));
-        let locking = smbd.record(frame::Database::Locking, &file_key(image.file()));
-        assert_eq!(image.clone().update_locking(locking.as_deref()).unwrap(), Change::Gone);
-        place(&smbd, &image).unwrap();
-        assert_eq!(smbd.record(frame::Database::Locking, &file_key(image.file())), locking);
-        assert_eq!(smbd.databases().remove(id, image.file()).unwrap(), Removed::Removed);
-        assert_eq!(smbd.databases().open_global(id).unwrap(), None);
-        for (database, key) in shared_keys(&image) {
-            let is_left = smbd.record(database, &key).is_some();
-            assert_eq!(is_left, database == frame::Database::Leases, "{database}");
+            assert!(smbd.smbclient(&format!("get {name} /dev/null")));
+            let locking = smbd.record(frame::Database::Locking, &file_key(image.file()));
+            assert_eq!(image.clone().update_locking(locking.as_deref()).unwrap(), Change::Gone);
+            place(&smbd, &image).unwrap();
+            assert_eq!(smbd.record(frame::Database::Locking, &file_key(image.file())), locking);
+            assert_eq!(smbd.databases().remove(id, image.file()).unwrap(), Removed::Removed);
+            assert_eq!(smbd.databases().open_global(id).unwrap(), None);
+            for (database, key) in shared_keys(&image) {
+                let is_left = smbd.record(database, &key).is_some();
+                assert_eq!(is_left, database == frame::Database::Leases, "{database}");
+            }
         }
     }
 }
 
 #[test]
 fn orphans_of_two_files_do_not_meet() {
-    if !samba_is_there() {
-        return;
+    for samba in Samba::all() {
+        let smbd = Smbd::start(&samba, "127.0.41.3");
+        let images =
+            [("rwh_v2_locks", "report.docx"), ("batch_v1_lock", "notes.txt")].map(|(situation, name)| {
+                fs::write(smbd.share().join(name), "text").unwrap();
+                image_of(samba.layout, situation, &smbd.share(), name)
+            });
+        let results = smbd.databases().materialise(&[orphan(&images[0]), orphan(&images[1])]);
+        assert!(results.iter().all(Result::is_ok), "{results:?}");
+        let [one, other] = images.each_ref().map(OpenImage::durable_file_id);
+        assert_eq!(smbd.databases().remove(one, images[0].file()).unwrap(), Removed::Removed);
+        assert!(smbd.databases().open_global(other).unwrap().is_some());
     }
-    let smbd = Smbd::start("127.0.41.3");
-    let images =
-        [("rwh_v2_locks", "report.docx"), ("batch_v1_lock", "notes.txt")].map(|(situation, name)| {
-            fs::write(smbd.share().join(name), "text").unwrap();
-            image_of(situation, &smbd.share(), name)
-        });
-    let results = smbd.databases().materialise(&[orphan(&images[0]), orphan(&images[1])]);
-    assert!(results.iter().all(Result::is_ok), "{results:?}");
-    let [one, other] = images.each_ref().map(OpenImage::durable_file_id);
-    assert_eq!(smbd.databases().remove(one, images[0].file()).unwrap(), Removed::Removed);
-    assert!(smbd.databases().open_global(other).unwrap().is_some());
 }
 
 #[test]
 fn another_open_under_the_same_id_is_a_conflict_and_leaves_no_trace() {
-    if !samba_is_there() {
-        return;
-    }
-    let smbd = Smbd::start("127.0.41.4");
-    for name in ["report.docx", "other.docx"] {
-        fs::write(smbd.share().join(name), "text").unwrap();
-    }
-    let image = image_of("rwh_v2_locks", &smbd.share(), "report.docx");
-    place(&smbd, &image).unwrap();
+    for samba in Samba::all() {
+        let smbd = Smbd::start(&samba, "127.0.41.4");
+        for name in ["report.docx", "other.docx"] {
+            fs::write(smbd.share().join(name), "text").unwrap();
+        }
+        let image = image_of(samba.layout, "rwh_v2_locks", &smbd.share(), "report.docx");
+        place(&smbd, &image).unwrap();
 
-    let mut stranger = image_of("rwh_v2_locks", &smbd.share(), "other.docx");
-    let mut open = stranger.open_global().clone();
-    open.create_guid.0[0] ^= 1;
-    stranger.update_open_global(&open.encode(stranger.layout())).unwrap();
-    let error = place(&smbd, &stranger).unwrap_err();
-    assert!(matches!(error, PlaceError::Materialise(MaterialiseError::Conflict { .. })), "{error}");
-    let key = file_key(stranger.file());
-    assert_eq!(smbd.record(frame::Database::Locking, &key), None);
+        let mut stranger = image_of(samba.layout, "rwh_v2_locks", &smbd.share(), "other.docx");
+        let mut open = stranger.open_global().clone();
+        open.create_guid.0[0] ^= 1;
+        stranger.update_open_global(&open.encode(stranger.layout())).unwrap();
+        let error = place(&smbd, &stranger).unwrap_err();
+        assert!(matches!(error, PlaceError::Materialise(MaterialiseError::Conflict { .. })), "{error}");
+        let key = file_key(stranger.file());
+        assert_eq!(smbd.record(frame::Database::Locking, &key), None);
+    }
 }
 
 #[test]
 fn file_that_was_replaced_is_refused() {
-    if !samba_is_there() {
-        return;
+    for samba in Samba::all() {
+        let smbd = Smbd::start(&samba, "127.0.41.5");
+        let path = smbd.share().join("report.docx");
+        fs::write(&path, "text").unwrap();
+        let image = image_of(samba.layout, "rwh_v2_locks", &smbd.share(), "report.docx");
+        fs::write(smbd.share().join("new"), "other text").unwrap();
+        fs::rename(smbd.share().join("new"), &path).unwrap();
+        let error = place(&smbd, &image).unwrap_err();
+        assert!(matches!(error, PlaceError::File { .. }), "{error}");
+        fs::remove_file(&path).unwrap();
+        let error = place(&smbd, &image).unwrap_err();
+        assert!(matches!(error, PlaceError::File { .. }), "{error}");
     }
-    let smbd = Smbd::start("127.0.41.5");
-    let path = smbd.share().join("report.docx");
-    fs::write(&path, "text").unwrap();
-    let image = image_of("rwh_v2_locks", &smbd.share(), "report.docx");
-    fs::write(smbd.share().join("new"), "other text").unwrap();
-    fs::rename(smbd.share().join("new"), &path).unwrap();
-    let error = place(&smbd, &image).unwrap_err();
-    assert!(matches!(error, PlaceError::File { .. }), "{error}");
-    fs::remove_file(&path).unwrap();
-    let error = place(&smbd, &image).unwrap_err();
-    assert!(matches!(error, PlaceError::File { .. }), "{error}");
 }
 
 /// Opening the databases when no smbd has them open would empty them for the one who looks at them next.
 #[test]
 fn databases_without_smbd_are_not_opened() {
-    if !samba_is_there() {
-        return;
+    for samba in Samba::all() {
+        let mut smbd = Smbd::start(&samba, "127.0.41.6");
+        smbd.end();
+        let libtdb = samba::tdb::Tdb::load().unwrap();
+        let timeout = std::time::Duration::from_secs(1);
+        let location = Location::Plain { lock_directory: smbd.lock_directory() };
+        let result = samba::LocalDatabases::open(&libtdb, &location, samba.layout, timeout);
+        assert!(matches!(result, Err(StoreError::Tdb(LibtdbError::NotOpenElsewhere { .. }))));
     }
-    let mut smbd = Smbd::start("127.0.41.6");
-    smbd.end();
-    let libtdb = samba::tdb::Tdb::load().unwrap();
-    let timeout = std::time::Duration::from_secs(1);
-    let location = Location::Plain { lock_directory: smbd.lock_directory() };
-    let result = samba::LocalDatabases::open(&libtdb, &location, crate::testdata::LAYOUT, timeout);
-    assert!(matches!(result, Err(StoreError::Tdb(LibtdbError::NotOpenElsewhere { .. }))));
 }
