@@ -595,7 +595,7 @@ impl RaftNode {
     }
 
     fn stamp(&self, leading: Leading) -> Timestamp {
-        let newest_applied = self.read(State::now);
+        let newest_applied = self.applied.newest_time();
         self.clock().stamp(leading, newest_applied, Instant::now())
     }
 

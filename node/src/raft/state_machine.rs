@@ -6,6 +6,7 @@
 
 use std::io;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Instant;
 
 use futures::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftStateMachine};
@@ -19,6 +20,7 @@ use statedb::store::StoreError;
 use statedb::store::applied::{Applied, AppliedStore, Change, StoredRecord, Table};
 use statedb::{
     BreakTarget, Changes, Command, DurableFileId, FileKey, Limits, NodeId, Outcome, Record, ShareName, State,
+    Timestamp,
 };
 use tokio::sync::{broadcast, watch};
 
@@ -80,6 +82,8 @@ pub(super) struct AppliedState {
 struct Machine {
     state: State,
     membership: StoredMembership,
+    /// When cluster time came to be here what it is in `state`.
+    time_since: Instant,
 }
 
 /// Why the stored copy cannot be used.
@@ -127,6 +131,12 @@ impl AppliedState {
         read(&self.machine.read().unwrap_or_else(PoisonError::into_inner).state)
     }
 
+    /// The newest applied time, and since when it is that here.
+    pub(super) fn newest_time(&self) -> (Timestamp, Instant) {
+        let machine = self.machine.read().unwrap_or_else(PoisonError::into_inner);
+        (machine.state.now(), machine.time_since)
+    }
+
     pub(super) fn watch(&self) -> watch::Receiver<Option<statedb::LogId>> {
         self.applied.subscribe()
     }
@@ -162,7 +172,7 @@ impl StateMachine {
         let path = store.dir().to_owned();
         let machine = match store.load()? {
             Some(applied) => Machine::decode(applied, limits).map_err(|error| error.at(path.clone()))?,
-            None => Machine { state: State::new(limits), membership: StoredMembership::default() },
+            None => Machine::new(State::new(limits), StoredMembership::default()),
         };
         // sled may have gone back to an older state because it found a damaged one.
         if machine.state.applied().map_or(0, |applied| applied.index + 1) < log_begins {
@@ -206,6 +216,10 @@ impl StateMachine {
 pub(super) struct SnapshotState(pub(super) State);
 
 impl Machine {
+    fn new(state: State, membership: StoredMembership) -> Self {
+        Self { state, membership, time_since: Instant::now() }
+    }
+
     fn decode(applied: Applied, limits: Limits) -> Result<Self, DecodeError> {
         let meta: pb::AppliedMeta = pb::AppliedMeta::decode(applied.meta.as_slice())
             .map_err(|error| WireError::undecodable("AppliedMeta", &error))?;
@@ -219,10 +233,10 @@ impl Machine {
             records.push(proto::convert::decode::<pb::Record, _>("Record", &stored.value)?);
         }
         let membership = required("AppliedMeta", "membership", meta.membership)?;
-        Ok(Self {
-            state: State::from_records(limits, records).map_err(DecodeError::State)?,
-            membership: convert::stored_membership_from_pb(membership)?,
-        })
+        Ok(Self::new(
+            State::from_records(limits, records).map_err(DecodeError::State)?,
+            convert::stored_membership_from_pb(membership)?,
+        ))
     }
 
     fn snapshot_meta(&self) -> SnapshotMetaOf<TypeConfig> {
@@ -355,6 +369,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             let mut answers = Vec::with_capacity(batch.len());
             let (applied, changes, events, meta, stored_changes) = {
                 let mut machine = self.shared.machine.write().unwrap_or_else(PoisonError::into_inner);
+                let time_before = machine.state.now();
                 for (entry, responder) in batch {
                     let log_id = state_log_id(&entry.log_id);
                     let outcome = match entry.payload {
@@ -378,6 +393,9 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                         }
                     };
                     answers.extend(responder.map(|responder| (responder, outcome)));
+                }
+                if machine.state.now() != time_before {
+                    machine.time_since = Instant::now();
                 }
                 let changes = machine.state.take_changes();
                 let events = machine.state.take_events();
@@ -404,7 +422,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     ) -> io::Result<()> {
         let stored = state.records().filter_map(|record| stored_record(&record)).collect();
         let (applied, next_event) = (state.applied(), state.next_event());
-        let machine = Machine { state, membership: meta.last_membership.clone() };
+        let machine = Machine::new(state, meta.last_membership.clone());
         self.writer.replace(machine.meta(), stored).await.map_err(io::Error::other)?;
         *self.shared.machine.write().unwrap_or_else(PoisonError::into_inner) = machine;
         self.shared.events.restart(next_event);

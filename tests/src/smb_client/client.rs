@@ -121,6 +121,11 @@ impl Session {
         self.connection.server()
     }
 
+    /// The address of this end of the TCP connection.
+    pub fn client_address(&self) -> SocketAddr {
+        self.connection.client()
+    }
+
     /// Enters a share: `\\server\share`.
     pub async fn tree_connect(&self, share: &str) -> Result<Tree, SmbError> {
         let response = self.connection.call_ok(wire::tree_connect(self.session_id, share)).await?;
@@ -203,6 +208,11 @@ impl Opened {
     /// The server's answer to the CREATE.
     pub fn response(&self) -> &CreateResponse {
         &self.response
+    }
+
+    /// The path that it was opened by.
+    pub fn path(&self) -> &str {
+        &self.request.path
     }
 
     /// FileId.

@@ -52,6 +52,7 @@ const UNREAD_BREAKS_MAX: usize = 1024;
 #[derive(Clone, Debug)]
 pub(super) struct Connection {
     server: SocketAddr,
+    client: SocketAddr,
     request_timeout: Duration,
     requests: mpsc::Sender<Submitted>,
     breaks: broadcast::Sender<Break>,
@@ -74,9 +75,9 @@ impl Connection {
         let connect = async {
             let stream = TcpStream::connect(server).await?;
             stream.set_nodelay(true)?;
-            io::Result::Ok(stream)
+            io::Result::Ok((stream.local_addr()?, stream))
         };
-        let stream = time::timeout(request_timeout, connect)
+        let (client, stream) = time::timeout(request_timeout, connect)
             .await
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
             .map_err(|source| SmbError::Connect { server, source })?;
@@ -92,6 +93,7 @@ impl Connection {
         let (requests, submitted) = mpsc::channel(QUEUED_REQUESTS_MAX);
         let connection = Self {
             server,
+            client,
             request_timeout,
             requests,
             breaks: broadcast::Sender::new(UNREAD_BREAKS_MAX),
@@ -112,6 +114,11 @@ impl Connection {
         };
         tokio::spawn(task.run(connection.dropped.clone(), connection.end_reason.clone()));
         Ok(connection)
+    }
+
+    /// The address of this end.
+    pub(super) fn client(&self) -> SocketAddr {
+        self.client
     }
 
     /// Sends a request and waits for its final answer, whatever status that has.

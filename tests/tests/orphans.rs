@@ -1,0 +1,220 @@
+//! What becomes of an open whose client does not come back: somebody else wants the file, or its time is up, or the
+//! file was to be deleted with it. After the death of a node it is the same as after the loss of a connection.
+
+use std::time::{Duration, Instant};
+
+use harness::{
+    cluster::{Cluster, ClusterOptions},
+    samba::{SambaTools, samba_or_skip},
+    smb_client::{
+        AccessMask, Client, CreateRequest, Durability, Lease, LeaseState, NtStatus, Opened, Session,
+        ShareAccess, Tree,
+    },
+};
+use statedb::{OpenState, Timestamp};
+
+/// The program that can be `holdfast`.
+const PROGRAM: &str = env!("CARGO_BIN_EXE_demo");
+
+/// Nobody waits for the time of an open to pass who has a right to its file: far less than the 35 s of a break that
+/// nobody acknowledges, and the 300 s of the opens here.
+const AT_ONCE: Duration = Duration::from_secs(10);
+
+/// How exactly an open has to end at its time.
+const TOLERANCE: Duration = Duration::from_secs(1);
+
+/// How long a node may take to be found dead.
+const FOUND_DEAD_WITHIN: Duration = Duration::from_secs(20);
+
+async fn cluster(tools: SambaTools) -> Cluster {
+    Cluster::start(ClusterOptions::with_samba(PROGRAM, tools).patient()).await.unwrap()
+}
+
+async fn connect(cluster: &Cluster, client: &Client, node: usize) -> (Session, Tree) {
+    let session = client.connect(cluster.smb_address(node)).await.unwrap();
+    let share = session.tree_connect(&cluster.share(node)).await.unwrap();
+    (session, share)
+}
+
+fn with_timeout(request: CreateRequest, timeout: Duration) -> CreateRequest {
+    let Durability::RequestV2 { create_guid, persistent, .. } = request.durability else {
+        panic!("only a durable v2 open has a timeout that its client chooses");
+    };
+    CreateRequest { durability: Durability::RequestV2 { create_guid, timeout, persistent }, ..request }
+}
+
+async fn open_for(share: &Tree, path: &str, timeout: Duration) -> Opened {
+    let request = with_timeout(CreateRequest::durable_v2_with_lease(path), timeout);
+    let open = share.create(request).await.unwrap();
+    assert_eq!(open.response().durable_v2.map(|durable| durable.timeout), Some(timeout));
+    open
+}
+
+async fn assert_reclaimed(share: &Tree, open: &Opened) -> Opened {
+    let reclaimed = share.create(open.reconnect_request()).await.unwrap();
+    assert_eq!(reclaimed.file_id().persistent, open.file_id().persistent);
+    reclaimed
+}
+
+async fn assert_gone(share: &Tree, open: &Opened, why: &str) {
+    match share.create(open.reconnect_request()).await {
+        Ok(_) => panic!("{why}: reclaimed"),
+        Err(refusal) => {
+            assert_eq!(refusal.status(), Some(NtStatus::OBJECT_NAME_NOT_FOUND), "{why}: {refusal}");
+        }
+    }
+}
+
+/// Waits until the cluster knows that the client of an open is away, as `node` sees it: since when, and until when in
+/// cluster time.
+async fn disconnected(cluster: &Cluster, node: usize, open: &Opened) -> (Instant, Timestamp) {
+    let asked_at = Instant::now();
+    loop {
+        let opens = cluster.opens(node).await.unwrap();
+        let found =
+            opens.iter().find(|known| known.description.durable_file_id.0 == open.file_id().persistent);
+        if let Some(OpenState::Disconnected { durable_open_scavenger_timeout, .. }) =
+            found.map(|found| found.state)
+        {
+            return (Instant::now(), durable_open_scavenger_timeout);
+        }
+        assert!(asked_at.elapsed() < FOUND_DEAD_WITHIN, "not disconnected: {opens:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Every open that the protocol lets an intruder purge is gone as soon as he has the file, and stays gone, whether or
+/// not he is still there. Whoever breaks nothing takes nothing away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_intruder_has_the_file_at_once_and_the_owner_is_refused() {
+    let Some(tools) = samba_or_skip() else { return };
+    let mut cluster = cluster(tools).await;
+    let owner = Client::new(cluster.credentials());
+    let (_session, share) = connect(&cluster, &owner, 0).await;
+    let lease = |path, state, share_access| CreateRequest {
+        share_access,
+        ..CreateRequest::new(path).with_lease(Lease::request(state)).durable_v2()
+    };
+    let wishes = [
+        CreateRequest::durable_v2_with_batch("batch"),
+        lease("rwh", LeaseState::READ_WRITE_HANDLE, ShareAccess::ALL),
+        lease("rwh-alone", LeaseState::READ_WRITE_HANDLE, ShareAccess::NONE),
+        lease("rh-alone", LeaseState::READ_HANDLE, ShareAccess::NONE),
+    ];
+    let mut opens = Vec::new();
+    for wish in wishes {
+        let open = share.create(wish).await.unwrap();
+        assert!(open.is_durable(), "{open:?}");
+        opens.push(open);
+    }
+    let undisturbed = share.create(lease("rh", LeaseState::READ_HANDLE, ShareAccess::ALL)).await.unwrap();
+
+    cluster.kill(0).unwrap();
+
+    let (_intruders_session, intruders_share) =
+        connect(&cluster, &Client::new(cluster.credentials()), 1).await;
+    let mut intruders = Vec::new();
+    for open in &opens {
+        let path = open.path();
+        let wanted_at = Instant::now();
+        let intruder = intruders_share.create(CreateRequest::new(path)).await.unwrap();
+        assert!(wanted_at.elapsed() < AT_ONCE, "the intruder waited for {path}: {:?}", wanted_at.elapsed());
+        intruders.push(intruder);
+    }
+    let look = CreateRequest { desired_access: AccessMask::READ_ATTRIBUTES, ..CreateRequest::new("rh") };
+    let visitor = intruders_share.create(look).await.unwrap();
+
+    let (_session, share) = connect(&cluster, &owner, 1).await;
+    for open in &opens {
+        assert_gone(&share, open, open.path()).await;
+    }
+    visitor.close().await.unwrap();
+    assert_reclaimed(&share, &undisturbed).await;
+    for intruder in intruders {
+        intruder.close().await.unwrap();
+    }
+    for open in &opens {
+        assert_gone(&share, open, open.path()).await;
+    }
+}
+
+/// A handle lives as long as its client was told, counted from the death of its node, and not longer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_orphan_lives_until_its_time_is_up_and_not_longer() {
+    const TIMEOUT: Duration = Duration::from_secs(4);
+    let Some(tools) = samba_or_skip() else { return };
+    let mut cluster = cluster(tools).await;
+    let owner = Client::new(cluster.credentials());
+    let (_session, share) = connect(&cluster, &owner, 0).await;
+    let in_time = open_for(&share, "in time", TIMEOUT).await;
+    let too_late = open_for(&share, "too late", TIMEOUT).await;
+
+    cluster.kill(0).unwrap();
+    let (lost_at, _) = disconnected(&cluster, 1, &too_late).await;
+
+    let (_session, share) = connect(&cluster, &owner, 1).await;
+    tokio::time::sleep_until((lost_at + TIMEOUT - TOLERANCE).into()).await;
+    let reclaimed = assert_reclaimed(&share, &in_time).await;
+    tokio::time::sleep_until((lost_at + TIMEOUT + TOLERANCE).into()).await;
+    assert_gone(&share, &too_late, "its time is up").await;
+
+    // Who has it again has it for good.
+    reclaimed.write(0, b"mine").await.unwrap();
+    assert_eq!(cluster.opens(1).await.unwrap().len(), 1);
+    // Nothing of the other is left in the way.
+    let alone = CreateRequest { share_access: ShareAccess::NONE, ..CreateRequest::new("too late") };
+    share.create(alone).await.unwrap();
+}
+
+/// The time counts from the loss of the client, even if its node dies after that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_death_of_its_keeper_gives_no_disconnected_open_more_time() {
+    const TIMEOUT: Duration = Duration::from_secs(10);
+    const LOST_BEFORE: Duration = Duration::from_secs(2);
+    let Some(tools) = samba_or_skip() else { return };
+    let mut cluster = cluster(tools).await;
+    let owner = Client::new(cluster.credentials());
+    let (session, share) = connect(&cluster, &owner, 0).await;
+    let in_time = open_for(&share, "in time", TIMEOUT).await;
+    let too_late = open_for(&share, "too late", TIMEOUT).await;
+    session.drop_connection().await;
+    let (lost_at, until) = disconnected(&cluster, 1, &too_late).await;
+    disconnected(&cluster, 1, &in_time).await;
+    tokio::time::sleep_until((lost_at + LOST_BEFORE).into()).await;
+
+    cluster.kill(0).unwrap();
+
+    let (_session, share) = connect(&cluster, &owner, 1).await;
+    assert_eq!(disconnected(&cluster, 1, &too_late).await.1, until);
+    tokio::time::sleep_until((lost_at + TIMEOUT - TOLERANCE).into()).await;
+    assert_reclaimed(&share, &in_time).await;
+    tokio::time::sleep_until((lost_at + TIMEOUT + TOLERANCE).into()).await;
+    assert_gone(&share, &too_late, "its time is up").await;
+}
+
+/// A sidecar that is restarted knows what its predecessor has put where, and takes it away at its time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_orphan_ends_at_its_time_although_the_sidecar_was_restarted() {
+    const TIMEOUT: Duration = Duration::from_secs(9);
+    let Some(tools) = samba_or_skip() else { return };
+    let mut options = ClusterOptions::with_samba(PROGRAM, tools);
+    // Time enough to start a process on a machine that is busy with other tests.
+    options.timing = vec![("self_fence_after_ms", 8_000), ("node_down_after_ms", 10_000)];
+    let mut cluster = Cluster::start(options).await.unwrap();
+    let owner = Client::new(cluster.credentials());
+    let (session, share) = connect(&cluster, &owner, 0).await;
+    let kept_by_smbd = open_for(&share, "kept by smbd", TIMEOUT).await;
+    let other = Client::new(cluster.credentials());
+    let (_other_session, other_share) = connect(&cluster, &other, 0).await;
+    session.drop_connection().await;
+    let (lost_at, _) = disconnected(&cluster, 1, &kept_by_smbd).await;
+
+    cluster.kill_sidecar(0).unwrap();
+    cluster.start_sidecar(0).unwrap();
+
+    tokio::time::sleep_until((lost_at + TIMEOUT + TOLERANCE).into()).await;
+    let (_session, share) = connect(&cluster, &owner, 0).await;
+    assert_gone(&share, &kept_by_smbd, "its time is up").await;
+    let alone = CreateRequest { share_access: ShareAccess::NONE, ..CreateRequest::new("kept by smbd") };
+    other_share.create(alone).await.unwrap();
+}
