@@ -4,10 +4,14 @@
 use std::{fs, time::Duration};
 
 use harness::{
+    cluster::{Cluster, ClusterOptions},
     samba::{ROOT_VERSIONS, SambaSite, SambaTools, Smbd, SmbdOptions, samba_in_root_or_skip},
-    smb_client::{Client, CreateRequest},
+    smb_client::{Client, CreateRequest, LockElement},
     smbtorture::{self, Verdict},
 };
+
+/// The program that can be `holdfast`.
+const PROGRAM: &str = env!("CARGO_BIN_EXE_demo");
 
 /// Far longer than one durable test takes on a busy machine.
 const TEST_TIMEOUT: Duration = Duration::from_secs(120);
@@ -57,5 +61,28 @@ async fn the_smbtorture_of_each_version_runs_against_its_smbd() {
         let report = smbtorture::run(&site, smbd.address(), "smb2.durable-open.reopen2", TEST_TIMEOUT);
         let report = report.await.unwrap();
         assert_eq!(report.verdict, Verdict::Success, "Samba {version}: {}", report.output);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_open_of_each_version_survives_the_death_of_its_node() {
+    for (version, tools) in versions() {
+        let mut cluster = Cluster::start(ClusterOptions::with_samba(PROGRAM, tools).patient()).await.unwrap();
+        let client = Client::new(cluster.credentials());
+        let session = client.connect(cluster.smb_address(0)).await.unwrap();
+        let share = session.tree_connect(&cluster.share(0)).await.unwrap();
+        let open = share.create(CreateRequest::durable_v2_with_lease("file")).await.unwrap();
+        assert!(open.is_durable(), "Samba {version}");
+        open.lock(&[LockElement::exclusive(0, 1)]).await.unwrap();
+
+        cluster.kill(0).unwrap();
+
+        let session = client.reconnect(cluster.smb_address(1), session.id()).await.unwrap();
+        let share = session.tree_connect(&cluster.share(1)).await.unwrap();
+        let reclaimed = share.create(open.reconnect_request()).await.unwrap();
+        assert_eq!(reclaimed.file_id().persistent, open.file_id().persistent, "Samba {version}");
+        assert_eq!(reclaimed.response().lease, open.response().lease, "Samba {version}");
+        // The lock is there, or it could not be given back.
+        reclaimed.lock(&[LockElement::unlock(0, 1)]).await.unwrap();
     }
 }
