@@ -1,6 +1,7 @@
 //! The short form of the conformance run: what `cargo run --bin conformance -- --short` shows, as a test.
 
 use harness::{
+    cluster::Clustering,
     conformance::{self, Ending, Options, Promise, RECLAIM_TESTS, Recipe, SUITES, Servers},
     proxy::Mode,
     samba::samba_or_skip,
@@ -21,7 +22,13 @@ async fn every_reclaim_test_of_smbtorture_passes_over_a_kill_and_fails_without_h
     }
 
     let options = Options {
-        recipe: Recipe { program: PROGRAM.into(), tools, kills: 1, log_level: 0 },
+        recipe: Recipe {
+            program: PROGRAM.into(),
+            tools,
+            clustering: Clustering::Separate,
+            kills: 1,
+            log_level: 0,
+        },
         tests: RECLAIM_TESTS.map(str::to_owned).to_vec(),
         modes: vec![Mode::Kill],
         jobs: 2,

@@ -7,6 +7,7 @@ use std::{error::Error, fs, path::PathBuf, process::ExitCode, time::Instant};
 
 use clap::{Parser, ValueEnum};
 use harness::{
+    cluster::Clustering,
     conformance::{self, Options, RECLAIM_TESTS, Recipe, SUITES},
     proxy::Mode,
     samba::SambaTools,
@@ -23,6 +24,9 @@ struct Arguments {
     /// The version of Samba, such as 4.22, in a root that `tests/roots/make` has made; otherwise this machine's.
     #[arg(long, value_name = "VERSION")]
     samba: Option<String>,
+    /// Let the nodes be one clustered Samba, with a ctdbd beside each smbd; otherwise they are separate ones.
+    #[arg(long)]
+    ctdb: bool,
     /// What happens to the nodes.
     #[arg(long, value_delimiter = ',', default_values_t = Mode::value_variants().to_vec())]
     modes: Vec<Mode>,
@@ -85,6 +89,7 @@ async fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
         recipe: Recipe {
             program: std::env::current_exe()?,
             tools,
+            clustering: if arguments.ctdb { Clustering::Ctdb } else { Clustering::Separate },
             kills: arguments.kills,
             log_level: arguments.log_level,
         },

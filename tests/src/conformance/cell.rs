@@ -11,6 +11,7 @@ use tokio::time;
 use super::{
     nodes::{Nodes, Recipe, Servers},
     path::Path,
+    witness::Witness,
 };
 use crate::{
     proxy::{Mode, Plan, Proxy},
@@ -23,6 +24,9 @@ const TEST_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long a test may take with its servers' beginning and end, all of which have limits of their own. It is there
 /// so that a mistake in the harness is found as one.
 const CELL_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// How long a node that was cut off is watched after it must have stopped.
+const OBSERVED_LONGER: Duration = Duration::from_secs(2);
 
 /// A column of the matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +90,17 @@ pub struct Cell {
     pub took: Duration,
     /// The way of its connections.
     pub path: Path,
+    /// What a node that was cut off went on serving.
+    pub fence: Option<Fence>,
+}
+
+/// What is known of a node that was cut off.
+#[derive(Clone, Copy, Debug)]
+pub struct Fence {
+    /// How long after that it served the newest request that it served at all.
+    pub served_for: Duration,
+    /// How long it may.
+    pub allowed: Duration,
 }
 
 impl Cell {
@@ -107,6 +122,7 @@ pub(super) async fn run(test: String, column: Column, recipe: &Recipe, logs: &Lo
         reason: String::new(),
         took: Duration::ZERO,
         path: Path::default(),
+        fence: None,
     };
     match time::timeout(CELL_TIMEOUT, try_run(&mut cell, recipe, logs)).await {
         Ok(Ok(())) => {}
@@ -124,7 +140,14 @@ impl Cell {
 }
 
 async fn try_run(cell: &mut Cell, recipe: &Recipe, logs: &LogDir) -> Result<(), Box<dyn std::error::Error>> {
-    let nodes = Nodes::start(cell.column.servers, recipe).await?;
+    let is_partition = cell.column.mode == Mode::Partition;
+    let nodes = Nodes::start(cell.column.servers, is_partition, recipe).await?;
+    let witness = match nodes.addresses()[0] {
+        lost if is_partition => {
+            Some(Witness::start(nodes.site().credentials(), lost, nodes.share(0).await).await?)
+        }
+        _ => None,
+    };
     let plan = Plan { mode: cell.column.mode, harms_max: recipe.kills };
     let proxy = Proxy::start(plan, nodes.addresses(), nodes.hurt()).await?;
 
@@ -132,6 +155,13 @@ async fn try_run(cell: &mut Cell, recipe: &Recipe, logs: &LogDir) -> Result<(), 
     let said = smbtorture::run(nodes.site(), proxy.address(), &cell.test, TEST_TIMEOUT).await;
     cell.took = began.elapsed();
     cell.path = Path(proxy.log());
+    if let Some((witness, cut_off_at)) = witness.zip(nodes.cut_off_at()) {
+        let allowed = nodes.fence_after();
+        // The proxy still holds the client's old connection open.
+        time::sleep_until((cut_off_at + allowed + OBSERVED_LONGER).into()).await;
+        let served_for = witness.newest_served().saturating_duration_since(cut_off_at);
+        cell.fence = Some(Fence { served_for, allowed });
+    }
     drop(proxy);
     let output;
     (cell.ending, output) = match said {

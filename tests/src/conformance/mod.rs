@@ -2,8 +2,8 @@
 //! what is behind it; and whether what comes of it is what Holdfast promises.
 //!
 //! Every test runs in every mode on servers of its own, which nobody has used before. Two controls are part of
-//! the same run: one `smbd` alone shows what a test is worth on this version of Samba, and two `smbd`s
-//! without Holdfast show that it is Holdfast that makes the difference.
+//! the same run: one `smbd` alone shows what a test is worth on this version of Samba, and the same nodes without
+//! Holdfast show that it is Holdfast that makes the difference.
 //!
 //! What must stay true:
 //! - A pass counts only with the path that it means: a test that never came to another node proves nothing.
@@ -15,12 +15,13 @@ mod path;
 mod promises;
 mod report;
 mod suite;
+mod witness;
 
 use futures::{StreamExt, stream};
 
 pub use self::{
-    cell::{Cell, Column, Ending, LogDir},
-    nodes::{NodesError, Recipe, Servers},
+    cell::{Cell, Column, Ending, Fence, LogDir},
+    nodes::{Recipe, Servers},
     path::{Path, TreeConnectBeside},
     promises::Promise,
     report::{document, in_short, table},
@@ -72,7 +73,7 @@ pub async fn run(options: &Options, mut progress: impl FnMut(&Cell, usize)) -> M
     let position =
         |cell: &Cell| plan.iter().position(|(test, column)| (test, column) == (&cell.test, &cell.column));
     cells.sort_by_key(position);
-    let promises = promises::check(&cells);
+    let promises = promises::check(&cells, options.recipe.clustering);
     Matrix { smbd: options.recipe.tools.version().unwrap_or_default(), cells, promises }
 }
 

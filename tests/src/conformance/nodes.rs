@@ -4,9 +4,11 @@ use std::{
     fs, io,
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex as SyncMutex},
+    time::{Duration, Instant},
 };
 
+use node::config::Timing;
 use proto::pb::ops::v1::StatusResponse;
 use tokio::{
     sync::{Mutex, OwnedMutexGuard},
@@ -14,38 +16,20 @@ use tokio::{
 };
 
 use crate::{
-    cluster::{Cluster, ClusterError, ClusterOptions, node_id},
-    process::ProcessError,
+    cluster::{Cluster, ClusterError, ClusterOptions, Clustering, node_id},
     proxy::{Harm, HarmError, Hurt},
-    samba::{SambaError, SambaSite, SambaTools, Smbd, SmbdOptions},
+    samba::{SambaSite, SambaTools, SmbdOptions},
 };
 
 /// What stands behind the proxy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Servers {
     /// One `smbd`.
     Alone,
-    /// Two `smbd`s on the same files, and nothing between them.
+    /// The same nodes as the protected ones, without Holdfast.
     Unprotected,
-    /// Three `smbd`s with Holdfast.
+    /// Nodes with Holdfast.
     Protected,
-}
-
-/// Why there are no servers, or not as they should be.
-#[derive(Debug, thiserror::Error)]
-pub enum NodesError {
-    /// See there.
-    #[error(transparent)]
-    Samba(#[from] SambaError),
-    /// See there.
-    #[error(transparent)]
-    Cluster(#[from] ClusterError),
-    /// See there.
-    #[error(transparent)]
-    Process(#[from] ProcessError),
-    /// That cannot be done to these servers.
-    #[error("there is no way to do this to servers without Holdfast: {0:?}")]
-    Impossible(Harm),
 }
 
 /// How servers are made.
@@ -55,60 +39,76 @@ pub struct Recipe {
     pub program: PathBuf,
     /// The Samba.
     pub tools: SambaTools,
-    /// How often a node may be harmed in one test. With more than once, nodes come back.
+    /// What the `smbd`s of several nodes know of each other.
+    pub clustering: Clustering,
+    /// How often a node may be harmed in one test. With more than once, killed nodes come back.
     pub kills: usize,
     /// Samba's log level.
     pub log_level: u8,
 }
 
+/// How many nodes there are. A second death comes only after the first node is back, so that a quorum is left.
+const NODES: usize = 3;
+
+/// What the sidecars log: what they do themselves, and what Raft complains about.
+const SIDECAR_LOG: &str = "info,openraft=warn";
+
+const NEVER_POISONED: &str = "nobody panics while holding it";
+
 /// Running servers. Dropping them kills them.
 pub(super) struct Nodes {
     site: Arc<SambaSite>,
     addresses: Vec<SocketAddr>,
-    kind: Kind,
+    fence_after: Duration,
+    hurting: Hurting,
 }
 
-/// Nodes that are just coming back.
-type Revivals = Arc<std::sync::Mutex<JoinSet<Result<(), ClusterError>>>>;
-
-enum Kind {
-    Plain(Arc<Mutex<Vec<Smbd>>>),
-    Protected { cluster: Arc<Mutex<Cluster>>, revivals: Revivals, kills: usize },
+/// What harms nodes, and remembers what it has done.
+#[derive(Clone)]
+struct Hurting {
+    cluster: Arc<Mutex<Cluster>>,
+    /// Whether killed nodes come back.
+    come_back: bool,
+    /// Nodes that are just coming back.
+    revivals: Arc<SyncMutex<JoinSet<Result<(), ClusterError>>>>,
+    /// When a node was cut off.
+    cut_off_at: Arc<SyncMutex<Option<Instant>>>,
 }
 
 impl Nodes {
-    /// Starts fresh servers, and returns when all of them serve.
-    pub(super) async fn start(servers: Servers, recipe: &Recipe) -> Result<Self, NodesError> {
-        let options = SmbdOptions { log_level: recipe.log_level, ..SmbdOptions::default() };
-        match servers {
-            Servers::Alone => Self::start_plain(1, recipe, options).await,
-            Servers::Unprotected => Self::start_plain(2, recipe, options).await,
-            Servers::Protected => Self::start_protected(recipe, options).await,
-        }
-    }
-
-    async fn start_plain(count: usize, recipe: &Recipe, options: SmbdOptions) -> Result<Self, NodesError> {
-        let site = SambaSite::new(recipe.tools.clone())?;
-        let mut smbds = Vec::new();
-        for number in 0..count {
-            let mut smbd = site.smbd(&format!("node{number}"), options.clone())?;
-            smbd.start().await?;
-            smbds.push(smbd);
-        }
-        let addresses = smbds.iter().map(Smbd::address).collect();
-        Ok(Self { site: Arc::new(site), addresses, kind: Kind::Plain(Arc::new(Mutex::new(smbds))) })
-    }
-
-    async fn start_protected(recipe: &Recipe, smbd: SmbdOptions) -> Result<Self, NodesError> {
+    /// Starts fresh servers for a test in which `cut_off` says whether one of them will be cut off, and returns when
+    /// all of them serve.
+    pub(super) async fn start(
+        servers: Servers,
+        cut_off: bool,
+        recipe: &Recipe,
+    ) -> Result<Self, ClusterError> {
         let options = ClusterOptions::with_samba(&recipe.program, recipe.tools.clone()).patient();
-        let cluster = Cluster::start(ClusterOptions { smbd, ..options }).await?;
+        let options = match servers {
+            Servers::Alone => ClusterOptions { nodes: 1, ..options.unprotected() },
+            Servers::Unprotected => {
+                ClusterOptions { nodes: NODES, clustering: recipe.clustering, ..options.unprotected() }
+            }
+            Servers::Protected => {
+                ClusterOptions { nodes: NODES, clustering: recipe.clustering, wires: cut_off, ..options }
+            }
+        };
+        let options = ClusterOptions {
+            smbd: SmbdOptions { log_level: recipe.log_level, ..options.smbd },
+            log: SIDECAR_LOG.to_owned(),
+            ..options
+        };
+        let fence_after = fence_after(&options);
+        let cluster = Cluster::start(options).await?;
         Ok(Self {
             site: cluster.site(),
             addresses: (0..cluster.len()).map(|node| cluster.smb_address(node)).collect(),
-            kind: Kind::Protected {
+            fence_after,
+            hurting: Hurting {
                 cluster: Arc::new(Mutex::new(cluster)),
+                come_back: recipe.kills > 1,
                 revivals: Arc::default(),
-                kills: recipe.kills,
+                cut_off_at: Arc::default(),
             },
         })
     }
@@ -123,91 +123,67 @@ impl Nodes {
         self.addresses.clone()
     }
 
+    /// What to tree connect to at a node.
+    pub(super) async fn share(&self, node: usize) -> String {
+        self.hurting.cluster.lock().await.share(node)
+    }
+
+    /// How long a node that hears from no other may go on serving.
+    pub(super) fn fence_after(&self) -> Duration {
+        self.fence_after
+    }
+
+    /// When a node was cut off, if one was.
+    pub(super) fn cut_off_at(&self) -> Option<Instant> {
+        *self.hurting.cut_off_at.lock().expect(NEVER_POISONED)
+    }
+
     /// What the proxy is to call.
     pub(super) fn hurt(&self) -> Hurt {
-        match &self.kind {
-            Kind::Plain(smbds) => {
-                let smbds = Arc::clone(smbds);
-                Box::new(move |node, harm| Box::pin(hurt_plain(Arc::clone(&smbds), node, harm)))
-            }
-            Kind::Protected { cluster, revivals, kills } => {
-                let (cluster, revivals, come_back) = (Arc::clone(cluster), Arc::clone(revivals), *kills > 1);
-                Box::new(move |node, harm| {
-                    Box::pin(hurt_protected(
-                        Arc::clone(&cluster),
-                        Arc::clone(&revivals),
-                        come_back,
-                        node,
-                        harm,
-                    ))
-                })
-            }
-        }
+        let hurting = self.hurting.clone();
+        Box::new(move |node, harm| Box::pin(hurting.clone().hurt(node, harm)))
     }
 
     /// Copies what the servers have logged into a directory.
     pub(super) async fn copy_logs(&self, dir: &Path) -> io::Result<()> {
-        let copy = |smbd: &Smbd, node: usize| {
-            let log = smbd.config_file().with_file_name("log");
-            fs::copy(log, dir.join(format!("node{node}.smbd"))).map(drop)
-        };
-        match &self.kind {
-            Kind::Plain(smbds) => {
-                let smbds = smbds.lock().await;
-                smbds.iter().enumerate().try_for_each(|(node, smbd)| copy(smbd, node))
-            }
-            Kind::Protected { cluster, .. } => {
-                let cluster = cluster.lock().await;
-                (0..cluster.len()).try_for_each(|node| {
-                    fs::write(dir.join(format!("node{node}.sidecar")), cluster.sidecar_log(node))?;
-                    copy(cluster.smbd(node), node)
-                })
-            }
+        let cluster = self.hurting.cluster.lock().await;
+        for node in 0..cluster.len() {
+            fs::write(dir.join(format!("node{node}.sidecar")), cluster.sidecar_log(node))?;
+            let log = cluster.smbd(node).config_file().with_file_name("log");
+            fs::copy(log, dir.join(format!("node{node}.smbd")))?;
         }
+        Ok(())
     }
 
     /// Kills and reaps everything.
-    pub(super) async fn end(self) -> Result<(), NodesError> {
-        match self.kind {
-            Kind::Plain(smbds) => smbds.lock().await.iter_mut().try_for_each(Smbd::kill)?,
-            Kind::Protected { cluster, revivals, .. } => {
-                revivals.lock().expect(NEVER_POISONED).abort_all();
-                cluster.lock().await.kill_all()?;
+    pub(super) async fn end(self) -> Result<(), ClusterError> {
+        self.hurting.revivals.lock().expect(NEVER_POISONED).abort_all();
+        Ok(self.hurting.cluster.lock().await.kill_all()?)
+    }
+}
+
+impl Hurting {
+    async fn hurt(self, node: usize, harm: Harm) -> Result<(), HarmError> {
+        // Whoever is coming back holds the lock meanwhile: two dead nodes of three would be no quorum.
+        let mut cluster = Arc::clone(&self.cluster).lock_owned().await;
+        while let Some(revival) = self.revivals.lock().expect(NEVER_POISONED).try_join_next() {
+            revival??;
+        }
+        match harm {
+            Harm::Kill => {
+                cluster.kill(node)?;
+                if self.come_back {
+                    self.revivals.lock().expect(NEVER_POISONED).spawn(revive(cluster, node));
+                }
+            }
+            Harm::KillChild { peer } => drop(cluster.smbd(node).kill_child(peer).await?),
+            Harm::CutOff => {
+                cluster.cut_off(node);
+                *self.cut_off_at.lock().expect(NEVER_POISONED) = Some(Instant::now());
             }
         }
         Ok(())
     }
-}
-
-const NEVER_POISONED: &str = "nobody panics while holding it";
-
-async fn hurt_plain(smbds: Arc<Mutex<Vec<Smbd>>>, node: usize, harm: Harm) -> Result<(), HarmError> {
-    match harm {
-        Harm::Kill => Ok(smbds.lock().await[node].kill()?),
-        Harm::KillChild { .. } | Harm::CutOff => Err(NodesError::Impossible(harm).into()),
-    }
-}
-
-async fn hurt_protected(
-    cluster: Arc<Mutex<Cluster>>,
-    revivals: Revivals,
-    come_back: bool,
-    node: usize,
-    harm: Harm,
-) -> Result<(), HarmError> {
-    // Whoever is coming back holds the lock meanwhile: two dead nodes of three would be no quorum.
-    let mut cluster = cluster.lock_owned().await;
-    while let Some(revival) = revivals.lock().expect(NEVER_POISONED).try_join_next() {
-        revival??;
-    }
-    match harm {
-        Harm::Kill => cluster.kill(node)?,
-        Harm::KillChild { .. } | Harm::CutOff => return Err(NodesError::Impossible(harm).into()),
-    }
-    if come_back {
-        revivals.lock().expect(NEVER_POISONED).spawn(revive(cluster, node));
-    }
-    Ok(())
 }
 
 /// Starts a killed node again after the others have found it dead, as a machine that takes its time to boot.
@@ -217,4 +193,10 @@ async fn revive(mut cluster: OwnedMutexGuard<Cluster>, dead: usize) -> Result<()
         |status: &StatusResponse| status.nodes.iter().any(|node| node.node_id == node_id(dead) && !node.up);
     cluster.wait_until(&format!("node {dead} down"), survivor, is_down).await?;
     cluster.start_node(dead).await
+}
+
+/// What the cluster's configuration says about that.
+fn fence_after(options: &ClusterOptions) -> Duration {
+    let own = options.timing.iter().find(|(name, _)| *name == "self_fence_after_ms");
+    own.map_or_else(|| Timing::default().self_fence_after(), |&(_, ms)| Duration::from_millis(ms))
 }

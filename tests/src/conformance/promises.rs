@@ -3,9 +3,9 @@
 use super::{
     cell::{Cell, Column, Ending},
     nodes::Servers,
-    suite::RECLAIM_TESTS,
+    suite::{INTRUDER_TESTS, RECLAIM_TESTS, TAKEOVER_TESTS},
 };
-use crate::{proxy::Mode, smb_client::NtStatus};
+use crate::{cluster::Clustering, proxy::Mode, smb_client::NtStatus};
 
 /// What a tree connect is answered at a node while another one serves the share.
 const SERVED_ELSEWHERE: NtStatus = NtStatus::FILE_LOCK_CONFLICT;
@@ -26,119 +26,159 @@ impl Promise {
     pub fn held(&self) -> bool {
         self.broken.is_empty()
     }
+
+    /// That every one of these cells is as wanted. `None` if there are none.
+    fn of_each(
+        text: &str,
+        cells: &[&Cell],
+        wanted: impl Fn(&Cell) -> bool,
+        seen: impl FnOnce(usize) -> String,
+    ) -> Option<Self> {
+        let broken: Vec<String> = cells.iter().filter(|cell| !wanted(cell)).map(|cell| why(cell)).collect();
+        let seen = seen(cells.len() - broken.len());
+        (!cells.is_empty()).then(|| Self { text: text.to_owned(), seen, broken })
+    }
 }
 
 /// All promises of which the run has seen anything.
-pub(super) fn check(cells: &[Cell]) -> Vec<Promise> {
-    let mut promises = vec![everything_ends(cells)];
-    promises.extend(reclaims_fail_without_holdfast(cells));
-    promises.extend(reclaims_survive_kills(cells));
-    promises.extend(
-        [Mode::Pin, Mode::Switch, Mode::KillChild].map(|mode| as_alone(cells, mode)).into_iter().flatten(),
-    );
-    promises.extend(
-        [Mode::RoundRobin, Mode::KillSplit].map(|mode| one_serving_node(cells, mode)).into_iter().flatten(),
-    );
-    promises
-}
-
-fn everything_ends(cells: &[Cell]) -> Promise {
-    let hung = cells.iter().filter(|cell| matches!(cell.ending, Ending::Hang | Ending::Broken));
-    Promise {
-        text: "every test ends by itself, with a result".to_owned(),
-        seen: format!("{} runs", cells.len()),
-        broken: hung.map(why).collect(),
-    }
-}
-
-/// The control: whatever the tests show, they would not show it without Holdfast.
-fn reclaims_fail_without_holdfast(cells: &[Cell]) -> Option<Promise> {
-    let column = Column { servers: Servers::Unprotected, mode: Mode::Kill };
-    let (seen, broken) = examine(cells, column, is_reclaim, |cell| {
-        cell.ending == Ending::Fail && cell.path.shows(Mode::Kill)
-    })?;
-    let text = "control: without Holdfast every reclaim test fails when its node is killed".to_owned();
-    Some(Promise { text, seen: format!("{seen} of {} fail", seen + broken.len()), broken })
-}
-
-fn reclaims_survive_kills(cells: &[Cell]) -> Option<Promise> {
-    let column = Column { servers: Servers::Protected, mode: Mode::Kill };
-    let (seen, broken) = examine(cells, column, is_reclaim, Cell::proves)?;
-    let text = "kill: every reclaim test passes, with the client at another node after the kill".to_owned();
-    Some(Promise { text, seen: format!("{seen} of {} pass", seen + broken.len()), broken })
-}
-
-/// What one Samba does by itself, it does with Holdfast too.
-fn as_alone(cells: &[Cell], mode: Mode) -> Option<Promise> {
-    let passes_alone = |test: &str| {
-        let alone = Column { servers: Servers::Alone, mode: Mode::Pin };
-        cells.iter().any(|cell| cell.test == test && cell.column == alone && cell.ending == Ending::Pass)
-    };
-    let column = Column { servers: Servers::Protected, mode };
-    let (seen, broken) = examine(cells, column, passes_alone, |cell| cell.ending == Ending::Pass)?;
-    let idle = cells.iter().filter(|cell| {
-        cell.column == column
-            && cell.ending == Ending::Pass
-            && passes_alone(&cell.test)
-            && !cell.path.shows(mode)
-    });
-    let idle = match idle.count() {
-        0 => String::new(),
-        idle => format!(", {idle} of them without having been put to the test"),
-    };
-    let text = format!("{mode}: what passes on one smbd alone passes");
-    Some(Promise { text, seen: format!("{seen} of {} pass{idle}", seen + broken.len()), broken })
-}
-
-/// Between separate `smbd`s a share has one serving node, and the others say so.
-fn one_serving_node(cells: &[Cell], mode: Mode) -> Option<Promise> {
-    let column = Column { servers: Servers::Protected, mode };
-    let mut refused = 0;
-    let mut broken = Vec::new();
-    let mut any = false;
-    for cell in cells.iter().filter(|cell| cell.column == column) {
-        any = true;
-        for beside in cell.path.tree_connects_beside() {
-            match beside.status {
-                Some(SERVED_ELSEWHERE) => refused += 1,
-                status => broken.push(format!(
-                    "{}: node {} answered the tree connect of c{} with {}",
-                    cell.test,
-                    beside.backend,
-                    beside.connection,
-                    status.map_or("nothing".to_owned(), |status| status.to_string()),
-                )),
-            }
+pub(super) fn check(cells: &[Cell], clustering: Clustering) -> Vec<Promise> {
+    let seen = Seen { cells, clustering };
+    let mut promises = vec![
+        seen.everything_ends(),
+        seen.reclaims_fail_without_holdfast(),
+        seen.reclaims_survive(Mode::Kill, "passes over a kill, at another node"),
+        seen.reclaims_survive(Mode::Partition, "passes when its node is cut off, at another node"),
+        seen.lost_nodes_are_fenced(),
+    ];
+    promises.extend([Mode::Pin, Mode::Switch, Mode::KillChild].map(|mode| seen.as_alone(mode)));
+    match clustering {
+        Clustering::Separate => {
+            promises.extend(
+                [Mode::RoundRobin, Mode::Switch, Mode::KillSplit].map(|mode| seen.one_serving_node(mode)),
+            );
+        }
+        Clustering::Ctdb => {
+            promises.push(seen.all_prove(
+                Mode::RoundRobin,
+                &TAKEOVER_TESTS,
+                "a session takes over from one at another living node",
+            ));
+            promises.push(seen.all_prove(
+                Mode::KillSplit,
+                &INTRUDER_TESTS,
+                "whoever wants the file meets the dead node's opens on the survivor",
+            ));
         }
     }
-    if any && refused == 0 && broken.is_empty() {
-        broken.push("no test came to a second node".to_owned());
+    promises.into_iter().flatten().collect()
+}
+
+/// What a run has shown.
+struct Seen<'a> {
+    cells: &'a [Cell],
+    clustering: Clustering,
+}
+
+impl<'a> Seen<'a> {
+    fn everything_ends(&self) -> Option<Promise> {
+        let all: Vec<&Cell> = self.cells.iter().collect();
+        let ends = |cell: &Cell| !matches!(cell.ending, Ending::Hang | Ending::Broken);
+        let seen = |ended| format!("{ended} of {} runs", all.len());
+        Promise::of_each("every test ends by itself, with a result", &all, ends, seen)
     }
-    let text = format!(
-        "{mode}: while one node serves the share, the answer to a tree connect at another is {SERVED_ELSEWHERE}"
-    );
-    any.then(|| Promise { text, seen: format!("{refused} refused"), broken })
+
+    /// The control: whatever the tests show, they would not show it without Holdfast.
+    fn reclaims_fail_without_holdfast(&self) -> Option<Promise> {
+        let column = Column { servers: Servers::Unprotected, mode: Mode::Kill };
+        let cells = self.cells_of(column, |test| RECLAIM_TESTS.contains(&test));
+        let fails = |cell: &Cell| cell.ending == Ending::Fail && cell.path.shows(Mode::Kill);
+        let seen = |failed| format!("{failed} of {} fail", cells.len());
+        let text = "control: without Holdfast every reclaim test fails over a kill";
+        Promise::of_each(text, &cells, fails, seen)
+    }
+
+    fn reclaims_survive(&self, mode: Mode, what: &str) -> Option<Promise> {
+        self.all_prove(mode, &RECLAIM_TESTS, &format!("every reclaim test {what}"))
+    }
+
+    /// These tests pass, and in doing so show what the mode is about.
+    fn all_prove(&self, mode: Mode, tests: &[&str], what: &str) -> Option<Promise> {
+        let cells = self.cells_of(Column { servers: Servers::Protected, mode }, |test| tests.contains(&test));
+        let seen = |passed| format!("{passed} of {} pass", cells.len());
+        Promise::of_each(&format!("{mode}: {what}"), &cells, Cell::proves, seen)
+    }
+
+    /// What one Samba does by itself, it does with Holdfast too.
+    fn as_alone(&self, mode: Mode) -> Option<Promise> {
+        let alone = self.cells_of(Column { servers: Servers::Alone, mode: Mode::Pin }, |_| true);
+        let passes_alone =
+            |test: &str| alone.iter().any(|cell| cell.test == test && cell.ending == Ending::Pass);
+        let mut cells = self.cells_of(Column { servers: Servers::Protected, mode }, passes_alone);
+        let mut text = format!("{mode}: what passes on one smbd alone passes");
+        if self.clustering == Clustering::Separate {
+            // A client that stays at the old node keeps the share there. What the other one is told is promised too.
+            let all = cells.len();
+            cells.retain(|cell| cell.path.tree_connects_beside().is_empty());
+            if cells.len() < all {
+                text += ", if nobody stays behind at the old node";
+            }
+        }
+        let idle = cells.iter().filter(|cell| !cell.path.shows(mode)).count();
+        let idle = if idle == 0 { String::new() } else { format!("; {idle} came to no failover") };
+        let seen = |passed| format!("{passed} of {} pass{idle}", cells.len());
+        Promise::of_each(&text, &cells, |cell| cell.ending == Ending::Pass, seen)
+    }
+
+    /// A node that hears from no other stops serving in time: before another one may serve in its place.
+    fn lost_nodes_are_fenced(&self) -> Option<Promise> {
+        let column = Column { servers: Servers::Protected, mode: Mode::Partition };
+        let mut longest = None;
+        let mut broken = Vec::new();
+        for cell in self.cells_of(column, |_| true) {
+            let Some(fence) = cell.fence else { continue };
+            longest = longest.max(Some(fence.served_for));
+            if fence.served_for > fence.allowed {
+                let (served, allowed) = (fence.served_for, fence.allowed);
+                broken.push(format!("{}: served for {served:?}, {allowed:?} are allowed", cell.test));
+            }
+        }
+        let text = "partition: a node that is cut off serves nothing after its fence time".to_owned();
+        longest.map(|longest| Promise { text, seen: format!("for {longest:?} at most"), broken })
+    }
+
+    /// Between separate `smbd`s a share has one serving node, and the others say so.
+    fn one_serving_node(&self, mode: Mode) -> Option<Promise> {
+        let cells = self.cells_of(Column { servers: Servers::Protected, mode }, |_| true);
+        let mut refused = 0;
+        let mut broken = Vec::new();
+        for cell in &cells {
+            for beside in cell.path.tree_connects_beside() {
+                match beside.status {
+                    Some(SERVED_ELSEWHERE) => refused += 1,
+                    status => broken.push(format!(
+                        "{}: node {} answered the tree connect of c{} with {}",
+                        cell.test,
+                        beside.backend,
+                        beside.connection,
+                        status.map_or("nothing".to_owned(), |status| status.to_string()),
+                    )),
+                }
+            }
+        }
+        let text = format!(
+            "{mode}: while one node serves the share, a tree connect at another is answered {SERVED_ELSEWHERE}"
+        );
+        (refused + broken.len() > 0).then(|| Promise { text, seen: format!("{refused} refused"), broken })
+    }
+
+    fn cells_of(&self, column: Column, concerns: impl Fn(&str) -> bool) -> Vec<&'a Cell> {
+        self.cells.iter().filter(|cell| cell.column == column && concerns(&cell.test)).collect()
+    }
 }
 
-/// Counts the cells of a column that are as wanted, and says why of the others. `None` if there are none.
-fn examine(
-    cells: &[Cell],
-    column: Column,
-    concerns: impl Fn(&str) -> bool,
-    wanted: impl Fn(&Cell) -> bool,
-) -> Option<(usize, Vec<String>)> {
-    let concerned: Vec<&Cell> =
-        cells.iter().filter(|cell| cell.column == column && concerns(&cell.test)).collect();
-    let broken: Vec<String> = concerned.iter().filter(|cell| !wanted(cell)).map(|cell| why(cell)).collect();
-    (!concerned.is_empty()).then(|| (concerned.len() - broken.len(), broken))
-}
-
-fn is_reclaim(test: &str) -> bool {
-    RECLAIM_TESTS.contains(&test)
-}
-
+/// A cell that is not as promised, in a line.
 fn why(cell: &Cell) -> String {
-    let Cell { test, column, ending, reason, path, .. } = cell;
-    let colon = if reason.is_empty() { "" } else { ": " };
-    format!("{test} ({column}, {path}): {}{colon}{reason}", ending.word())
+    let Cell { test, column, ending, path, .. } = cell;
+    let reason = cell.reason.lines().next().unwrap_or("no reason given");
+    format!("{test} ({column}, {path}): {}: {reason}", ending.word())
 }
