@@ -102,6 +102,12 @@ impl LocalDatabases {
         Ok(Self { layout, store, lock_timeout, alive: HashMap::new() })
     }
 
+    /// The layout of their records, which the images of orphans that are placed here have too.
+    #[must_use]
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
     /// The record of an open as it is now, here or in the cluster.
     pub fn open_global(&mut self, id: DurableFileId) -> Result<Option<OpenGlobal>, PlaceError> {
         let value = self.store.fetch(Table::OpenGlobal, &open_global_key(id))?;

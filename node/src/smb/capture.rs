@@ -246,10 +246,11 @@ impl Capture {
                 continue;
             }
             let mut description = local.description.clone();
-            let refreshed = OpenImage::decode(&description.image).and_then(|mut image| {
-                image.update_open_global(&record.encode(self.settings.layout))?;
-                Ok(image)
-            });
+            let refreshed =
+                OpenImage::decode_for(self.settings.layout, &description.image).and_then(|mut image| {
+                    image.update_open_global(&record.encode(self.settings.layout))?;
+                    Ok(image)
+                });
             match refreshed {
                 Ok(image) => description = image.describe(description.share),
                 Err(error) => {
@@ -387,7 +388,7 @@ impl Capture {
         }
         let local = if is_back && !self.settings.is_clustered() {
             // What changed is who has it, and a survivor would write that anew.
-            let mut image = OpenImage::decode(&local.description.image)?;
+            let mut image = OpenImage::decode_for(self.settings.layout, &local.description.image)?;
             image.update_open_global(value)?;
             LocalOpen { description: image.describe(local.description.share.clone()), ..local }
         } else {
@@ -404,7 +405,7 @@ impl Capture {
         change: impl Fn(&mut OpenImage) -> Result<Changed, ImageError>,
     ) -> Result<LocalOpen, Refused> {
         loop {
-            let mut image = OpenImage::decode(&local.description.image)?;
+            let mut image = OpenImage::decode_for(self.settings.layout, &local.description.image)?;
             let changed = change(&mut image)?;
             let description = image.describe(local.description.share.clone());
             if changed != Changed::Changed {
@@ -528,7 +529,7 @@ impl Capture {
     ) -> Result<Effects, Refused> {
         let mut effects = Effects::default();
         for local in self.behind(database, key) {
-            let mut image = OpenImage::decode(&local.description.image)?;
+            let mut image = OpenImage::decode_for(self.settings.layout, &local.description.image)?;
             let change = match database {
                 Database::Locking => image.update_locking(value)?,
                 Database::Brlock => image.update_brlock(value)?,
@@ -557,7 +558,9 @@ impl Capture {
         if database == Database::Locking {
             for orphan in self.orphans_behind(key) {
                 // Its entry is not the one of its image any more: placing it has changed it. Only its end counts.
-                if OpenImage::decode(&orphan.image)?.update_locking(value)? == Changed::Gone {
+                if OpenImage::decode_for(self.settings.layout, &orphan.image)?.update_locking(value)?
+                    == Changed::Gone
+                {
                     effects.purged.push(orphan.durable_file_id);
                 }
             }

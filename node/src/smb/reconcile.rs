@@ -523,7 +523,8 @@ fn place_all(
     let mut placed = Vec::with_capacity(opens.len());
     let mut images = Vec::with_capacity(opens.len());
     for open in opens {
-        match OpenImage::decode(&open.image) {
+        // Its dead node may have run another version of Samba.
+        match OpenImage::decode_for(databases.layout(), &open.image) {
             Ok(image) => images.push(image),
             Err(error) => {
                 placed.push((open.durable_file_id, open.file, Placed::Never(chain(&error).to_string())));

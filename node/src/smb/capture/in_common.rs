@@ -83,7 +83,7 @@ impl Capture {
             if local == Some(Some(process)) {
                 continue;
             }
-            let known = OpenImage::decode(&description.image)?;
+            let known = OpenImage::decode_for(self.settings.layout, &description.image)?;
             let mut image = known.clone();
             let change = match database {
                 Database::Locking => image.update_locking(value)?,
