@@ -1,7 +1,6 @@
 //! The structures that Samba numbered 0 until it changed them and began to number them in earnest with 4.25.
 //!
-//! Samba 4.17 and 4.22 have them. They differ in what is around an `smbXsrv_*_global` structure, and in a mark for
-//! deletion.
+//! Samba 4.17 and 4.22 have them. The two differ at the beginning of an open and in a mark for deletion.
 
 use frame::Database;
 use statedb::{
