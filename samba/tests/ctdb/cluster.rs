@@ -20,6 +20,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 const POLL: Duration = Duration::from_millis(100);
 
 const CTDBD: &str = "/usr/sbin/ctdbd";
+const HELPERS: &str = "/usr/libexec/ctdb";
 
 /// Every ctdbd listens on this port, so each needs an address of its own.
 const CTDB_PORT: u16 = 4379;
@@ -110,6 +111,8 @@ impl Cluster {
         Command::new(CTDBD)
             .arg("-i")
             .env("CTDB_TEST_MODE", "yes")
+            // In test mode newer ones do not know it by themselves.
+            .env("CTDB_TEST_HELPER_BINDIR", HELPERS)
             .env("CTDB_BASE", &base)
             // Its children stay in its group, and end with it.
             .process_group(0)

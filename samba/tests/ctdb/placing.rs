@@ -11,14 +11,18 @@ use samba::materialise::{Edit, Removed};
 use samba::records::{Holder, LockingRecord, OpenGlobal, ServerId, file_key, open_global_key};
 use samba::tdb::Tdb;
 use samba::{
-    Change, CtdbError, LocalDatabases, Location, MaterialiseError, OpenImage, Orphan, PlaceError, StoreError,
+    Change, CtdbError, Layout, LocalDatabases, Location, MaterialiseError, OpenImage, Orphan, PlaceError,
+    StoreError,
 };
 use statedb::{DurableFileId, ShareAccess};
 use tempfile::TempDir;
 
 use crate::cluster::{Cluster, PATIENCE, ctdb_is_there};
 use crate::smbd::Smbd;
-use crate::testdata::{LAYOUT, image_of, shared_keys};
+use crate::testdata::{image_of, shared_keys};
+
+/// The layout of the machine's own Samba. CTDB knows nothing of layouts, so one is as good as another.
+const LAYOUT: Layout = Layout::V4_17;
 
 /// A cluster with the databases of opens, which are there when its first smbd has been started, and a share.
 struct SambaCluster {
@@ -97,7 +101,7 @@ fn orphan_is_placed_through_one_node_and_found_and_removed_through_others() {
     }
     let samba = SambaCluster::start(3);
     fs::write(samba.share().join("report.docx"), "text").unwrap();
-    let image = image_of("rwh_v2_locks", samba.share(), "report.docx");
+    let image = image_of(LAYOUT, "rwh_v2_locks", samba.share(), "report.docx");
     let id = image.durable_file_id();
     assert_eq!(samba.databases(0).remove(id, image.file()).unwrap(), Removed::Absent);
 
@@ -132,7 +136,7 @@ fn what_a_process_of_another_node_has_is_replaced_once_that_node_is_dead() {
     }
     let mut samba = SambaCluster::start(3);
     fs::write(samba.share().join("plan.xlsx"), "text").unwrap();
-    let image = image_of("batch_v2", samba.share(), "plan.xlsx");
+    let image = image_of(LAYOUT, "batch_v2", samba.share(), "plan.xlsx");
     let id = image.durable_file_id();
     let smbd = samba.cluster.connect(1);
     let held = OpenGlobal { server_id: this_process(1), ..image.open_global().clone() };
@@ -157,8 +161,8 @@ fn orphan_that_somebody_contradicts_is_not_placed_and_leaves_no_trace() {
     }
     let samba = SambaCluster::start(2);
     fs::write(samba.share().join("report.docx"), "text").unwrap();
-    let image = image_of("rwh_v2_locks", samba.share(), "report.docx");
-    let other = renumbered(&image_of("batch_v2", samba.share(), "report.docx"), 0x0072_6568);
+    let image = image_of(LAYOUT, "rwh_v2_locks", samba.share(), "report.docx");
+    let other = renumbered(&image_of(LAYOUT, "batch_v2", samba.share(), "report.docx"), 0x0072_6568);
     samba.place(0, &other).unwrap();
     let key = file_key(image.file());
     let locking = samba.record(0, frame::Database::Locking, &key).expect("it was placed");
@@ -198,7 +202,7 @@ fn thousand_orphans_of_a_dead_node_are_put_back() {
         .map(|number| {
             let name = format!("file {number}");
             fs::write(samba.share().join(&name), "text").unwrap();
-            renumbered(&image_of("batch_v2", samba.share(), &name), 1 + number)
+            renumbered(&image_of(LAYOUT, "batch_v2", samba.share(), &name), 1 + number)
         })
         .collect();
     let orphans: Vec<_> = images.iter().map(orphan).collect();
@@ -237,7 +241,7 @@ fn without_a_cluster_the_first_orphan_fails_and_the_rest_are_not_tried() {
             .zip(1..)
             .map(|(name, id)| {
                 fs::write(samba.share().join(name), "text").unwrap();
-                renumbered(&image_of("batch_v2", samba.share(), name), id)
+                renumbered(&image_of(LAYOUT, "batch_v2", samba.share(), name), id)
             })
             .collect();
         databases.materialise(&images.iter().map(orphan).collect::<Vec<_>>())
@@ -274,7 +278,7 @@ fn smbd_of_another_node_meets_the_orphan() {
     let smbclient = |command| smbd.smbclient().args(["-c", command]).output().expect("smbclient is there");
     samba.cluster.wait_until("smbd serves", |_| smbclient("ls").status.success());
     fs::write(samba.share().join("plan.xlsx"), "text").unwrap();
-    let image = image_of("batch_v2", samba.share(), "plan.xlsx");
+    let image = image_of(LAYOUT, "batch_v2", samba.share(), "plan.xlsx");
     let locking = |node| samba.record(node, frame::Database::Locking, &file_key(image.file()));
 
     let mut client = smbd.smbclient().stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
