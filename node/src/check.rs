@@ -91,7 +91,7 @@ pub fn samba(subject: &Subject, output: Output) -> anyhow::Result<()> {
     let mut findings = Findings::default();
     findings.smbd(samba, &subject.shim);
     findings.run_dir(&samba.run_dir);
-    let identity = findings.smb_conf(samba);
+    let identity = findings.smb_conf(samba, &subject.shim);
     for path in &subject.compare {
         let other = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
         let other: Report = serde_json::from_slice(&other).with_context(|| {
@@ -191,7 +191,7 @@ impl Findings {
     }
 
     /// What smb.conf says, and who this Samba is.
-    fn smb_conf(&mut self, samba: &SambaConfig) -> Identity {
+    fn smb_conf(&mut self, samba: &SambaConfig, shim: &Path) -> Identity {
         let unprotected: BTreeSet<_> =
             samba.unprotected_shares.iter().map(|name| ShareName::new(name)).collect();
         let read = |is_protected: &dyn Fn(&ShareName) -> bool| {
@@ -212,6 +212,7 @@ impl Findings {
         }
         // Everything but what is wrong with shares, which was said.
         let Ok(conf) = read(&|_| false) else { return Identity::default() };
+        self.running(&conf.pid_directory.join("smbd.pid"), shim);
         let is_reachable = self.topology(&conf);
         for share in &conf.shares {
             if !share.path.is_dir() {
@@ -233,6 +234,29 @@ impl Findings {
             return Identity::default();
         }
         self.identity(samba, &conf)
+    }
+
+    /// Whether an smbd that runs already has loaded the shim.
+    fn running(&mut self, pid_file: &Path, shim: &Path) {
+        let pid = fs::read_to_string(pid_file).ok().and_then(|pid| pid.trim().parse::<u32>().ok());
+        // Of a process that has ended nothing is left here but its number.
+        let Some((pid, mapped)) =
+            pid.and_then(|pid| Some((pid, fs::read_to_string(format!("/proc/{pid}/maps")).ok()?)))
+        else {
+            return self.ok("running smbd", "none");
+        };
+        // The kernel names the file itself, not a link to it.
+        let shim = fs::canonicalize(shim).unwrap_or_else(|_| shim.to_owned());
+        if mapped.lines().any(|line| line.ends_with(&*shim.to_string_lossy())) {
+            self.ok("running smbd", format!("process {pid} has loaded the shim"));
+        } else {
+            self.note(
+                "running smbd",
+                Verdict::Problem,
+                format!("process {pid} runs without the shim: its handles are not protected"),
+                "start it with LD_PRELOAD and HOLDFAST_RUN_DIR, as deploy/systemd/smbd.service.d does",
+            );
+        }
     }
 
     /// Whether Samba's databases can be reached.

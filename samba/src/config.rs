@@ -26,11 +26,17 @@ const NEEDED: [(&str, bool); 4] = [
     ("durable handles", true),
 ];
 
+/// Samba's own way to keep opens, since 4.25. With it smbd's databases have records of another form, and its shares of that
+/// kind grant no durable handles.
+const PERSISTENT_HANDLES: &str = "persistent handles";
+
 /// What Holdfast needs to know of an smbd's configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SambaConfig {
     /// Where the volatile databases are. Where [`Self::clustering`] is set, CTDB has them elsewhere.
     pub lock_directory: PathBuf,
+    /// Where smbd writes its process id while it runs, as `smbd.pid`.
+    pub pid_directory: PathBuf,
     /// Set where this smbd is one of a CTDB cluster.
     pub clustering: Option<Clustering>,
     /// The file shares, in the order of the file; those without a path are left out.
@@ -69,6 +75,9 @@ impl SambaConfig {
             dump.is_set(GLOBAL, "clustering").then(|| Clustering { ctdbd_socket: ctdbd_socket() });
         let mut shares = Vec::new();
         let mut problems = Vec::new();
+        if dump.is_set(GLOBAL, PERSISTENT_HANDLES) {
+            problems.push(dump.wrong_option(GLOBAL, PERSISTENT_HANDLES, false));
+        }
         for section in dump.shares() {
             let share = Share {
                 name: ShareName::new(section),
@@ -86,7 +95,12 @@ impl SambaConfig {
         if !problems.is_empty() {
             return Err(ConfigError::Wrong { smb_conf: smb_conf.to_owned(), problems: Problems(problems) });
         }
-        Ok(Self { lock_directory: dump.parameter(GLOBAL, "lock directory").into(), clustering, shares })
+        Ok(Self {
+            lock_directory: dump.parameter(GLOBAL, "lock directory").into(),
+            pid_directory: dump.parameter(GLOBAL, "pid directory").into(),
+            clustering,
+            shares,
+        })
     }
 
     /// The shares that have their root at this service path: usually one. A record does not say which it was.
@@ -148,13 +162,13 @@ impl Dump {
     fn wrong_options(&self, section: &str) -> impl Iterator<Item = Problem> {
         NEEDED.into_iter().filter_map(move |(option, needed)| {
             let found = self.parameter(section, option);
-            (found != yes_or_no(needed)).then(|| Problem::WrongOption {
-                share: section.to_owned(),
-                option,
-                found: found.to_owned(),
-                needed,
-            })
+            (found != yes_or_no(needed)).then(|| self.wrong_option(section, option, needed))
         })
+    }
+
+    fn wrong_option(&self, section: &str, option: &'static str, needed: bool) -> Problem {
+        let found = self.parameter(section, option).to_owned();
+        Problem::WrongOption { share: section.to_owned(), option, found, needed }
     }
 }
 

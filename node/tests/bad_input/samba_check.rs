@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde_json::Value;
 
-use crate::sidecar::{Ended, Samba, Site, assert_says, end, holdfast, skip_without_samba};
+use crate::sidecar::{Ended, Samba, Site, assert_says, end, holdfast, skip_without_samba, wait_until};
 
 /// A node beside the real Samba of this machine, whose `smb.conf` has these shares.
 fn site(shares: &str) -> Option<Site> {
@@ -85,7 +86,7 @@ fn a_samba_that_is_fit_passes_and_agrees_with_itself() {
     assert!(ended.success, "{}{}", ended.stdout, ended.stderr);
     let report = report(&ended);
     assert_eq!(findings(&report, "node 1").len(), 1);
-    for what in ["smbd", "shim", "libtdb", "smb.conf", "topology", "identity"] {
+    for what in ["smbd", "shim", "libtdb", "smb.conf", "running smbd", "topology", "identity"] {
         assert!(findings(&report, what)[0].starts_with("\"ok\""), "{what}: {report:#}");
     }
 }
@@ -138,4 +139,29 @@ fn what_is_no_report_is_refused_by_name() {
     let ended = check(&site, &library(), &[&path]);
     assert!(!ended.success);
     assert_says(&ended.stderr, &[&path.display().to_string(), "holdfast samba check --output json"]);
+}
+
+#[test]
+fn an_smbd_that_runs_without_the_shim_is_told() {
+    let Some(site) = site("") else { return };
+    let found_with = |environment: &[(&str, &Path)]| {
+        let mut running =
+            Command::new("sleep").arg("60").envs(environment.iter().copied()).spawn().expect("sleep");
+        fs::write(site.path("pid/smbd.pid"), format!("{}\n", running.id())).expect("a pid file");
+        // It has loaded what it preloads when it does not run this test's program any more.
+        let program = format!("/proc/{}/exe", running.id());
+        let is_sleep = || fs::read_link(&program).is_ok_and(|program| program.ends_with("sleep"));
+        wait_until(is_sleep, || "sleep does not run".to_owned());
+        let of_it = || findings(&report(&check(&site, &library(), &[])), "running smbd").concat();
+        // The loader may still be at it.
+        let is_settled = || environment.is_empty() || of_it().starts_with("\"ok\"");
+        wait_until(is_settled, || "the preloaded library is not seen".to_owned());
+        let found = of_it();
+        running.kill().and_then(|()| running.wait()).expect("it is ours");
+        found
+    };
+    assert_says(&found_with(&[]), &["problem", "without the shim", "LD_PRELOAD"]);
+    assert_says(&found_with(&[("LD_PRELOAD", &library())]), &["ok", "has loaded the shim"]);
+    fs::remove_file(site.path("pid/smbd.pid")).expect("it is ours");
+    assert_says(&findings(&report(&check(&site, &library(), &[])), "running smbd").concat(), &["ok", "none"]);
 }
