@@ -5,6 +5,7 @@ pub mod chaos;
 pub mod client_machine;
 pub mod cluster;
 pub mod conformance;
+pub mod contest;
 pub mod ctdb;
 pub mod net;
 pub mod process;

@@ -1,19 +1,20 @@
-//! What Holdfast costs and how soon it helps, measured on one machine in one run.
+//! What Holdfast costs and how soon it helps, measured on one machine in one run; and the same of what else there is.
 //!
-//! - *Latency*: the same CREATE and CLOSE, in turn, on a plain `smbd` and on one that a cluster of three
-//!   protects. Taking turns is what makes the difference mean something on a machine that does other things
-//!   too.
+//! - *Latency*: the same CREATE and CLOSE, in turn, on a server without and one with. Taking turns is what makes the
+//!   difference mean something on a machine that does other things too.
 //! - *Throughput*: how many files a second can be opened and closed on many connections, each with one request
 //!   under way, on the same two servers in turn.
 //! - *Failover*: the node that serves the client and leads the Raft group gets SIGKILL, again and again; from
 //!   the signal to the moment at which the client has claimed and checked all its files on another node.
+//! - *Deaths*: the same for different nodes and signals, and beside it how long CTDB's own recovery takes.
+//!
+//! `--side-by-side` does all of it for every [`Contest`]; what cannot be had on this machine is said, not guessed.
 
 #![expect(clippy::print_stdout, reason = "to be read on a terminal is what a benchmark is for")]
 
 use std::{
     error::Error,
     fs,
-    net::SocketAddr,
     path::PathBuf,
     process::ExitCode,
     time::{Duration, Instant},
@@ -22,9 +23,9 @@ use std::{
 use clap::{Parser, ValueEnum};
 use futures::future::try_join_all;
 use harness::{
-    cluster::{Cluster, ClusterOptions},
-    samba::{SambaSite, SambaTools, Smbd, SmbdOptions},
-    smb_client::{Client, CreateRequest, Credentials, LockElement, SmbError, Tree},
+    contest::{Blow, Contest, Pair, Trials},
+    samba::SambaTools,
+    smb_client::{CreateRequest, LockElement, SmbError, Tree},
     story::Story,
 };
 use hdrhistogram::Histogram;
@@ -46,9 +47,21 @@ struct Arguments {
     /// On how many connections at the same time.
     #[arg(long, value_name = "N", default_value_t = 16)]
     connections: usize,
+    /// How often each blow falls on each cluster; 0 leaves the part out.
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    deaths: usize,
     /// Only these parts.
     #[arg(long, value_name = "PART", value_enum, value_delimiter = ',')]
     only: Vec<Part>,
+    /// What to compare with the same Samba without it.
+    #[arg(long, value_name = "CONTEST", value_enum, value_delimiter = ',', default_values_t = [Contest::Holdfast])]
+    contests: Vec<Contest>,
+    /// Compare everything that there is.
+    #[arg(long, conflicts_with = "contests")]
+    side_by_side: bool,
+    /// The version of Samba, such as 4.22, in a root that `tests/roots/make` has made; otherwise this machine's.
+    #[arg(long, value_name = "VERSION")]
+    samba: Option<String>,
     /// Also write the figures as a JSON document.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -61,13 +74,22 @@ enum Part {
     Latency,
     /// Many connections.
     Throughput,
-    /// From a node's death to the client's reclaim.
+    /// From the death of the node that serves and leads to the client's reclaim, with its phases.
     Failover,
+    /// From different deaths to the client's reclaim. Left out unless asked for, or side by side.
+    Deaths,
 }
 
 impl Arguments {
     fn wants(&self, part: Part) -> bool {
-        self.only.is_empty() || self.only.contains(&part)
+        match &self.only[..] {
+            [] => part != Part::Deaths || self.side_by_side,
+            only => only.contains(&part),
+        }
+    }
+
+    fn contests(&self) -> &[Contest] {
+        if self.side_by_side { Contest::value_variants() } else { &self.contests }
     }
 }
 
@@ -90,25 +112,68 @@ fn main() -> ExitCode {
 }
 
 async fn measure(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
-    let tools = SambaTools::find()?;
+    let tools = arguments.samba.as_deref().map_or_else(SambaTools::find, SambaTools::in_root)?;
     let mut document = json!({ "smbd": tools.version() });
-    if arguments.wants(Part::Latency) && arguments.creates > 0 {
-        document["latency_ms"] = latency(tools.clone(), arguments.creates).await?;
-    }
-    if arguments.wants(Part::Throughput) && arguments.seconds > 0 {
-        let time = Duration::from_secs(arguments.seconds);
-        document["per_second"] = throughput(tools.clone(), arguments.connections, time).await?;
-    }
     let mut lost = 0;
-    if arguments.wants(Part::Failover) && arguments.kills > 0 {
-        let failover = failover(tools, arguments.kills).await?;
-        lost = failover["lost"].as_u64().unwrap_or_default();
-        document["failover"] = failover;
-    }
-    if let Some(path) = &arguments.json {
-        fs::write(path, format!("{document:#}\n"))?;
+    for &contest in arguments.contests() {
+        let mut figures = json!({ "name": contest.to_string() });
+        match contest.tools(&tools) {
+            Ok(tools) => {
+                println!("{contest}, smbd {}\n", tools.version().unwrap_or_default());
+                figures["smbd"] = json!(tools.version());
+                lost += measure_contest(arguments, contest, &tools, &mut figures).await?;
+            }
+            Err(missing) => {
+                let missing = node::telemetry::chain(&missing).to_string();
+                println!("{contest} is left out: {missing}\n");
+                figures["left_out"] = json!(missing);
+            }
+        }
+        let name = contest.to_possible_value().map(|value| value.get_name().to_owned());
+        document[name.unwrap_or_default()] = figures;
+        // After each, so that a run that is broken off has not been for nothing.
+        if let Some(path) = &arguments.json {
+            fs::write(path, format!("{document:#}\n"))?;
+        }
     }
     Ok(if lost == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Measures one contest. Returns how many handles Holdfast has lost.
+async fn measure_contest(
+    arguments: &Arguments,
+    contest: Contest,
+    tools: &SambaTools,
+    figures: &mut Value,
+) -> Result<u64, Box<dyn Error>> {
+    let program = std::env::current_exe()?;
+    if arguments.wants(Part::Latency) && arguments.creates > 0 {
+        let pair = Pair::start(contest, program.clone(), tools).await?;
+        figures["latency_ms"] = latency(&pair, arguments.creates).await?;
+    }
+    if arguments.wants(Part::Throughput) && arguments.seconds > 0 {
+        let pair = Pair::start(contest, program.clone(), tools).await?;
+        let time = Duration::from_secs(arguments.seconds);
+        figures["per_second"] = throughput(&pair, arguments.connections, time).await?;
+    }
+    let mut lost = 0;
+    if arguments.wants(Part::Failover) && arguments.kills > 0 && contest == Contest::Holdfast {
+        let failover = failover(program.clone(), tools.clone(), arguments.kills).await?;
+        lost += failover["lost"].as_u64().unwrap_or_default();
+        figures["failover"] = failover;
+    }
+    if arguments.wants(Part::Deaths)
+        && arguments.deaths > 0
+        && let Some(trials) = Trials::start(contest, program, tools).await?
+    {
+        let deaths = deaths(trials, arguments.deaths).await?;
+        if contest.is_holdfast() {
+            let counts = deaths.as_object().into_iter().flatten();
+            lost += counts.filter_map(|(_, figures)| figures["lost"].as_u64()).sum::<u64>();
+        }
+        figures["deaths"] = deaths;
+    }
+    Ok(lost)
 }
 
 /// What is timed.
@@ -127,9 +192,15 @@ impl Times {
     }
 
     /// Goes through all operations once, on a file of its own.
-    async fn sample(&mut self, share: &Tree, path: &str, counts: bool) -> Result<(), Box<dyn Error>> {
+    async fn sample(
+        &mut self,
+        share: &Tree,
+        durable: CreateRequest,
+        counts: bool,
+    ) -> Result<(), Box<dyn Error>> {
+        let plain = CreateRequest::new(&durable.path);
         let mut lap = Lap { started: Instant::now(), times: Vec::with_capacity(OPERATIONS.len()) };
-        let open = share.create(CreateRequest::durable_v2_with_lease(path)).await?;
+        let open = share.create(durable).await?;
         lap.end();
         if !open.is_durable() {
             return Err("the server granted no durable handle: there is nothing to compare".into());
@@ -140,7 +211,7 @@ impl Times {
         lap.end();
         open.close().await?;
         lap.end();
-        share.create(CreateRequest::new(path)).await?.close().await?;
+        share.create(plain).await?.close().await?;
         lap.end();
         if counts {
             for (histogram, time) in self.0.iter_mut().zip(lap.times) {
@@ -165,75 +236,23 @@ impl Lap {
     }
 }
 
-/// A plain `smbd`, and a cluster of three whose followers are measured: most nodes follow.
-struct Servers {
-    plain_site: SambaSite,
-    plain: Smbd,
-    cluster: Cluster,
-    follower: usize,
-}
+/// What a column of two is called.
+const SERVERS: [&str; 2] = ["without", "with"];
 
-/// In the order of [`Servers::all`].
-const SERVERS: [&str; 2] = ["without Holdfast", "with Holdfast"];
-
-impl Servers {
-    async fn start(tools: SambaTools) -> Result<Self, Box<dyn Error>> {
-        let plain_site = SambaSite::new(tools.clone())?;
-        let mut plain = plain_site.smbd("plain", SmbdOptions::default())?;
-        plain.start().await?;
-        let mut cluster = Cluster::start(ClusterOptions::with_samba(std::env::current_exe()?, tools)).await?;
-        let follower = (cluster.leader().await? + 1) % cluster.len();
-        Ok(Self { plain_site, plain, cluster, follower })
-    }
-
-    fn all(&self) -> [Server; SERVERS.len()] {
-        let (cluster, follower) = (&self.cluster, self.follower);
-        [
-            Server {
-                credentials: self.plain_site.credentials(),
-                address: self.plain.address(),
-                share: self.plain.share(),
-            },
-            Server {
-                credentials: cluster.credentials(),
-                address: cluster.smb_address(follower),
-                share: cluster.share(follower),
-            },
-        ]
-    }
-}
-
-/// Where to connect to.
-struct Server {
-    credentials: Credentials,
-    address: SocketAddr,
-    share: String,
-}
-
-impl Server {
-    /// A connection of its own, as a client machine of its own.
-    async fn connect(&self) -> Result<Tree, SmbError> {
-        let client = Client::new(self.credentials.clone());
-        client.connect(self.address).await?.tree_connect(&self.share).await
-    }
-}
-
-async fn latency(tools: SambaTools, samples: usize) -> Result<Value, Box<dyn Error>> {
-    let servers = Servers::start(tools).await?;
-    let [plain, protected] = servers.all();
-    let shares = [plain.connect().await?, protected.connect().await?];
-
+async fn latency(pair: &Pair, samples: usize) -> Result<Value, Box<dyn Error>> {
+    let shares = pair.connect().await?;
     let mut times = [Times::new()?, Times::new()?];
     for sample in 0..WARM_UP + samples {
+        let mut requests = pair.requests(&format!("bench-{}", sample % 100)).map(Some);
         // Each server is the first one every other time.
         for turn in 0..shares.len() {
             let server = (sample + turn) % shares.len();
-            let path = format!("bench-{}", sample % 100);
-            times[server].sample(&shares[server], &path, sample >= WARM_UP).await?;
+            let request = requests[server].take().expect("each has one turn");
+            times[server].sample(&shares[server], request, sample >= WARM_UP).await?;
         }
     }
 
-    println!("Latency in ms, {samples} samples each, in turn; the protected smbd is beside a follower.\n");
+    println!("Latency in ms, {samples} samples each, in turn. Clients use a node that does not lead.\n");
     println!("    {:<22} {:>18} {:>18} {:>10}", "", SERVERS[0], SERVERS[1], "added");
     println!("    {:<22} {:>9}{:>9} {:>9}{:>9} {:>10}", "", "p50", "p99", "p50", "p99", "p50");
     let mut document = json!({ "samples": samples });
@@ -263,11 +282,12 @@ const TURN: Duration = Duration::from_secs(1);
 /// What is counted, and whether it begins with a durable CREATE.
 const KINDS: [(&str, bool); 2] = [("durable create + close", true), ("plain create + close", false)];
 
-async fn throughput(tools: SambaTools, connections: usize, time: Duration) -> Result<Value, Box<dyn Error>> {
-    let servers = Servers::start(tools).await?;
-    let mut shares = Vec::new();
-    for server in servers.all() {
-        shares.push(try_join_all((0..connections).map(|_| server.connect())).await?);
+async fn throughput(pair: &Pair, connections: usize, time: Duration) -> Result<Value, Box<dyn Error>> {
+    let mut shares: [Vec<Tree>; 2] = Default::default();
+    for _ in 0..connections {
+        let [without, with] = pair.connect().await?;
+        shares[0].push(without);
+        shares[1].push(with);
     }
     println!(
         "Per second on {connections} connections, {} s each, in turns of {} s.\n",
@@ -277,15 +297,20 @@ async fn throughput(tools: SambaTools, connections: usize, time: Duration) -> Re
     println!("    {:<22} {:>18} {:>18} {:>10}", "", SERVERS[0], SERVERS[1], "ratio");
     let mut document = json!({ "connections": connections, "seconds": time.as_secs() });
     for (kind, durable) in KINDS {
-        let request = if durable { CreateRequest::durable_v2_with_lease } else { CreateRequest::new };
-        let (mut done, mut elapsed) = ([0_usize; SERVERS.len()], [Duration::ZERO; SERVERS.len()]);
+        let (mut done, mut elapsed) = ([0_usize; 2], [Duration::ZERO; 2]);
         while elapsed.iter().any(|elapsed| *elapsed < time) {
             for (server, shares) in shares.iter().enumerate() {
                 let started = Instant::now();
                 let turn = shares.iter().enumerate().map(async |(number, share)| {
+                    let path = format!("bench-{number}");
                     let mut done = 0;
                     while started.elapsed() < TURN {
-                        share.create(request(format!("bench-{number}"))).await?.close().await?;
+                        let [without, with] = pair.requests(&path);
+                        let request = match durable {
+                            false => CreateRequest::new(&path),
+                            true => [without, with].into_iter().nth(server).expect("there are two"),
+                        };
+                        share.create(request).await?.close().await?;
                         done += 1;
                     }
                     Ok::<_, SmbError>(done)
@@ -304,8 +329,58 @@ async fn throughput(tools: SambaTools, connections: usize, time: Duration) -> Re
     Ok(document)
 }
 
-async fn failover(tools: SambaTools, kills: usize) -> Result<Value, Box<dyn Error>> {
-    let mut story = Story::begin(std::env::current_exe()?, tools).await?;
+async fn deaths(mut trials: Trials, times: usize) -> Result<Value, Box<dyn Error>> {
+    println!(
+        "Milliseconds from the signal until the client has all its handles; CTDB's own recovery beside it."
+    );
+    println!("A refusal is an answer after which a real client gives the handle up. {times} times each.\n");
+    println!(
+        "    {:<22} {:>8} {:>8} {:>8} {:>6} {:>9}   {:>8} {:>8} {:>8}",
+        "", "p50", "p99", "max", "lost", "refusals", "CTDB p50", "p99", "max"
+    );
+    let mut document = json!({});
+    for &blow in Blow::value_variants() {
+        let (mut reclaimed, mut recovered) = (Histogram::<u64>::new(3)?, Histogram::<u64>::new(3)?);
+        let (mut lost, mut refusals) = (0, 0);
+        for _ in 0..times {
+            let ending = trials.trial(blow).await?;
+            lost += ending.lost;
+            refusals += ending.refusals;
+            for (histogram, time) in
+                [(&mut reclaimed, ending.reclaimed), (&mut recovered, ending.ctdb_recovered)]
+            {
+                if let Some(time) = time {
+                    histogram.record(u64::try_from(time.as_micros())?)?;
+                }
+            }
+        }
+        let quantiles = |histogram: &Histogram<u64>| {
+            [0.5, 0.99, 1.0].map(|quantile| milliseconds(histogram.value_at_quantile(quantile)))
+        };
+        let cells = |histogram: &Histogram<u64>| {
+            let cells = quantiles(histogram).map(|time| format!("{time:>8.0}")).join(" ");
+            if histogram.is_empty() { " ".repeat(cells.len()) } else { cells }
+        };
+        let name = blow.to_string();
+        println!("    {name:<22} {} {lost:>6} {refusals:>9}   {}", cells(&reclaimed), cells(&recovered));
+        let named = |histogram: &Histogram<u64>| {
+            let [p50, p99, max] = quantiles(histogram);
+            if histogram.is_empty() { Value::Null } else { json!({ "p50": p50, "p99": p99, "max": max }) }
+        };
+        document[name] = json!({
+            "times": times,
+            "lost": lost,
+            "refusals": refusals,
+            "ms_to_reclaimed": named(&reclaimed),
+            "ms_to_ctdb_recovered": named(&recovered),
+        });
+    }
+    println!();
+    Ok(document)
+}
+
+async fn failover(program: PathBuf, tools: SambaTools, kills: usize) -> Result<Value, Box<dyn Error>> {
+    let mut story = Story::begin(program, tools).await?;
     let mut phases: Vec<(&'static str, Histogram<u64>)> = Vec::new();
     let (mut reclaimed, mut lost) = (0, 0);
     for kill in 0..kills {
@@ -345,6 +420,7 @@ async fn failover(tools: SambaTools, kills: usize) -> Result<Value, Box<dyn Erro
         println!("    {phase:<66} {p50:>8.0} {p99:>8.0} {max:>8.0}");
         document["milliseconds_after_kill"][*phase] = json!({ "p50": p50, "p99": p99, "max": max });
     }
+    println!();
     Ok(document)
 }
 

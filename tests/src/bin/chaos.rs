@@ -29,6 +29,15 @@ struct Arguments {
     /// Shares of the same files, each with clients of its own.
     #[arg(long, value_name = "N", default_value_t = 2)]
     shares: usize,
+    /// The version of Samba, such as 4.22, in a root that `tests/roots/make` has made; otherwise this machine's.
+    #[arg(long, value_name = "VERSION")]
+    samba: Option<String>,
+    /// Let the nodes be one clustered Samba, with a ctdbd beside each smbd; otherwise they are separate ones.
+    #[arg(long)]
+    ctdb: bool,
+    /// Leave Holdfast out: the control, which has to fail.
+    #[arg(long)]
+    unprotected: bool,
     /// What the schedule is made from; by default another one each time.
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -71,7 +80,15 @@ fn main() -> ExitCode {
 async fn unleash(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let seed = arguments.seed.unwrap_or_else(|| rand::random_range(0..1_000_000));
     println!("Seed {seed}.");
-    let mut cluster = ClusterOptions::with_samba(std::env::current_exe()?, SambaTools::find()?);
+    let tools = arguments.samba.as_deref().map_or_else(SambaTools::find, SambaTools::in_root)?;
+    let program = std::env::current_exe()?;
+    let mut cluster = match arguments.ctdb {
+        true => ClusterOptions::with_ctdb(program, tools),
+        false => ClusterOptions::with_samba(program, tools),
+    };
+    if arguments.unprotected {
+        cluster = cluster.unprotected();
+    }
     if arguments.patient {
         cluster = cluster.patient();
     }

@@ -44,9 +44,9 @@ use self::{
     world::{Arrival, Known, Phase, Seat, Traveller, World, share_at},
 };
 use crate::{
-    cluster::{Cluster, ClusterError, ClusterOptions},
+    cluster::{Cluster, ClusterError, ClusterOptions, Clustering},
     process::ProcessError,
-    samba::SHARE,
+    samba::{SHARE, SambaError},
     smb_client::CreateRequest,
 };
 
@@ -122,6 +122,9 @@ pub enum ChaosError {
     /// A process cannot be killed.
     #[error(transparent)]
     Process(#[from] ProcessError),
+    /// A child of `smbd` cannot be found or killed.
+    #[error(transparent)]
+    Samba(#[from] SambaError),
     /// The files of the share, or the evidence.
     #[error("cannot use {}", path.display())]
     Files {
@@ -135,10 +138,13 @@ pub enum ChaosError {
 /// Runs the whole schedule.
 pub async fn run(options: Options) -> Result<Report, ChaosError> {
     let mut chaos = Chaos::begin(options).await?;
-    let rounds = schedule::schedule(chaos.options.seed, chaos.options.rounds, chaos.shares.len());
-    for (number, round) in rounds.iter().enumerate() {
+    let rounds = schedule::schedule(chaos.options.seed, chaos.options.rounds);
+    for (number, mut round) in rounds.into_iter().enumerate() {
+        if !chaos.options.cluster.protected && round.death.is_of_a_sidecar() {
+            round.death = Death::Node;
+        }
         chaos.world.oracle.count(|account| account.round = number + 1);
-        chaos.round(number + 1, *round).await?;
+        chaos.round(number + 1, round).await?;
     }
     chaos.end().await
 }
@@ -184,7 +190,11 @@ impl Chaos {
         let pages: Vec<_> = shares.iter().map(|share| Arc::new(Page::new(format!("{share}-page")))).collect();
         let opens_each = options.opens.div_ceil(options.clients);
         let clients = roles.into_iter().enumerate().map(|(number, (share, role))| {
-            let traveller = Traveller::new(&world, number, &shares[share], share % cluster.len());
+            let home = match options.cluster.clustering {
+                Clustering::Separate => share % cluster.len(),
+                Clustering::Ctdb => number % cluster.len(),
+            };
+            let traveller = Traveller::new(&world, number, &shares[share], home);
             let world = Arc::clone(&world);
             match role {
                 Role::Worker => tokio::spawn(Worker::new(traveller, opens_each).run(world)),
@@ -199,6 +209,7 @@ impl Chaos {
     }
 
     fn say(&self, what: impl AsRef<str>) {
+        self.world.oracle.note(what.as_ref());
         if self.options.verbose {
             eprintln!("{:8.3} s  {}", self.started.elapsed().as_secs_f64(), what.as_ref());
         }
@@ -240,8 +251,8 @@ impl Chaos {
 
     /// Whom a round's blow hits: by the present state of the cluster.
     async fn victims(&mut self, round: &Round) -> Result<(Vec<usize>, &'static str), ChaosError> {
-        let leader = self.cluster.leader().await?;
-        let serving = self.serving(round.group).unwrap_or(leader);
+        let serving = self.serving(round.aim);
+        let leader = if self.options.cluster.protected { self.cluster.leader().await? } else { serving };
         Ok(match round.death {
             Death::Leader => (vec![leader], "leads"),
             Death::TwoNodes => (vec![serving, (serving + 1) % self.cluster.len()], "serves, and the next"),
@@ -249,21 +260,23 @@ impl Chaos {
         })
     }
 
-    /// The node at which most clients of a group are.
-    fn serving(&self, group: usize) -> Option<usize> {
+    /// A node that serves clients. Between separate `smbd`s each share has its own.
+    fn serving(&self, aim: usize) -> usize {
+        if self.options.cluster.clustering == Clustering::Ctdb {
+            return aim % self.cluster.len();
+        }
         self.world.seats(|seats| {
             let mut clients = vec![0; self.world.nodes.len()];
-            for seat in seats.iter().filter(|seat| seat.share == group) {
+            for seat in seats.iter().filter(|seat| seat.share == aim % self.shares.len()) {
                 seat.arrival.iter().for_each(|arrival| clients[arrival.node] += 1);
             }
-            (0..clients.len()).max_by_key(|&node| clients[node]).filter(|&node| clients[node] > 0)
+            (0..clients.len()).max_by_key(|&node| clients[node]).unwrap_or_default()
         })
     }
 
     /// Deals the blow, and waits until all clients have what was theirs.
     async fn strike(&mut self, round: Round, victims: &[usize]) -> Result<(), ChaosError> {
-        let mut at = self.blow(round, victims)?;
-        let mut hit = victims.to_vec();
+        let mut blow = self.blow(round, victims).await?;
         match round.death {
             Death::Pause => {
                 time::sleep(PATIENCE).await;
@@ -277,26 +290,51 @@ impl Chaos {
             Death::Aftershock => {
                 time::sleep(round.meanwhile).await;
                 self.cluster.start_node(victims[0]).await?;
-                hit = vec![self.serving(round.group).unwrap_or(victims[0])];
-                self.say(format!("             and then node {hit:?}"));
-                at = self.blow(round, &hit)?;
+                let successor = self.serving(round.aim);
+                self.say(format!("             and then node {successor}"));
+                blow = self.blow(round, &[successor]).await?;
             }
-            Death::Node | Death::Leader | Death::Smbd | Death::Sidecar => {}
+            Death::Node | Death::Leader | Death::Smbd | Death::Child | Death::Restart | Death::Sidecar => {}
         }
+        let (at, evicted) = blow;
         self.all("everybody back", |seats| {
-            seats.iter().all(|seat| {
-                let gone = |arrival: &Arrival| {
-                    round.death.evicts() && hit.contains(&arrival.node) && arrival.at <= at
-                };
-                seat.settled && seat.arrival.as_ref().is_some_and(|arrival| !gone(arrival))
-            })
+            let settled = seats.iter().all(|seat| seat.settled);
+            let has_come_anew = |client: &usize| seats[*client].arrival.as_ref().is_some_and(|a| a.at > at);
+            settled && evicted.iter().all(has_come_anew)
         })
         .await;
         self.say(format!("             all are back after {:.3} s", at.elapsed().as_secs_f64()));
         Ok(())
     }
 
-    fn blow(&mut self, round: Round, victims: &[usize]) -> Result<Instant, ChaosError> {
+    /// Says where the clients of the victims go: as an address moves, or each as it likes.
+    fn move_addresses(&self, round: Round, victims: &[usize]) {
+        let nodes = self.cluster.len();
+        let homes = (0..self.shares.len()).map(|share| {
+            let now = self.serving(share);
+            if !victims.contains(&now) {
+                return Some(now);
+            }
+            (1..nodes).map(|step| (now + step) % nodes).find(|node| !victims.contains(node))
+        });
+        let together = !round.scattered && self.options.cluster.clustering == Clustering::Separate;
+        self.world.set_homes(if together { homes.collect() } else { Vec::new() });
+    }
+
+    /// Deals it. Returns when, and which clients have to come back.
+    async fn blow(&mut self, round: Round, victims: &[usize]) -> Result<(Instant, Vec<usize>), ChaosError> {
+        let there = self.world.seats(|seats| {
+            let at_victims = |seat: &Seat| {
+                let arrival = seat.arrival.as_ref().filter(|arrival| victims.contains(&arrival.node))?;
+                (!seat.comes_late).then(|| arrival.session.client_address())
+            };
+            let there =
+                seats.iter().enumerate().filter_map(|(client, seat)| Some((client, at_victims(seat)?)));
+            there.collect::<Vec<_>>()
+        });
+        let stays = matches!(round.death, Death::Child | Death::Restart | Death::SidecarForAMoment);
+        self.move_addresses(round, if stays { &[] } else { victims });
+        let mut evicted: Vec<usize> = there.iter().map(|(client, _)| *client).collect();
         // Taken down before it falls: no answer that comes after it may be thought of as older.
         let at = Instant::now();
         self.world.oracle.count(|account| {
@@ -305,7 +343,20 @@ impl Chaos {
         });
         match round.death {
             Death::Smbd => self.cluster.kill_smbd(victims[0])?,
-            Death::Sidecar | Death::SidecarForAMoment => self.cluster.kill_sidecar(victims[0])?,
+            Death::Child => {
+                evicted.clear();
+                if let Some((client, address)) = there.get(round.aim % there.len().max(1)) {
+                    self.say(format!("             the child of client {client}"));
+                    self.cluster.smbd(victims[0]).kill_child(*address).await?;
+                    evicted.push(*client);
+                }
+            }
+            Death::Restart => self.cluster.restart_smbd(victims[0]).await?,
+            Death::Sidecar => self.cluster.kill_sidecar(victims[0])?,
+            Death::SidecarForAMoment => {
+                self.cluster.kill_sidecar(victims[0])?;
+                evicted.clear();
+            }
             Death::Pause => self.cluster.pause(victims[0]),
             Death::Node | Death::Leader | Death::Aftershock | Death::TwoNodes => {
                 for &node in victims {
@@ -313,7 +364,7 @@ impl Chaos {
                 }
             }
         }
-        Ok(at)
+        Ok((at, evicted))
     }
 
     /// Lets everybody stand still, and compares the world with what is known of it.
@@ -393,8 +444,12 @@ impl Chaos {
         for Violation { round, breach, what, history } in violations {
             text += &format!("\nround {round}: {breach}: {what}\n{history}");
         }
-        let file = dir.join("violations");
-        fs::write(&file, text).map_err(failed(&file))?;
+        for (name, text) in
+            [("violations", text), ("journal", self.world.oracle.account().journal.join("\n"))]
+        {
+            let file = dir.join(name);
+            fs::write(&file, text).map_err(failed(&file))?;
+        }
         for node in 0..self.cluster.len() {
             let smbd = self.cluster.smbd(node).config_file();
             for (name, contents) in [

@@ -19,6 +19,9 @@ use super::schedule::Death;
 /// Events remembered of each open: enough for the last rounds of its life.
 const HISTORY_MAX: usize = 40;
 
+/// Lines of the journal that are kept.
+const JOURNAL_MAX: usize = 20_000;
+
 /// Violations remembered in full. There are none, or soon too many to read.
 const VIOLATIONS_MAX: usize = 200;
 
@@ -171,6 +174,8 @@ pub(super) struct Account {
     pub(super) tallies: BTreeMap<Option<Death>, Tally>,
     pub(super) breaches: BTreeMap<Breach, u64>,
     pub(super) violations: Vec<Violation>,
+    /// What happened to everybody, in order.
+    pub(super) journal: Vec<String>,
 }
 
 impl Oracle {
@@ -192,6 +197,16 @@ impl Oracle {
     /// What the account says now.
     pub(super) fn account(&self) -> Account {
         self.count(|account| account.clone())
+    }
+
+    /// Takes down what happened to everybody.
+    pub(super) fn note(&self, what: impl fmt::Display) {
+        let line = format!("{:9.3} s  {what}", self.started.elapsed().as_secs_f64());
+        self.count(|account| {
+            if account.journal.len() < JOURNAL_MAX {
+                account.journal.push(line);
+            }
+        });
     }
 
     /// Takes down a broken promise.

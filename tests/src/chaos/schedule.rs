@@ -22,6 +22,10 @@ pub enum Death {
     TwoNodes,
     /// SIGKILL of `smbd` with all its children; the sidecar lives.
     Smbd,
+    /// SIGKILL of the one `smbd` child that serves a client.
+    Child,
+    /// SIGTERM of `smbd`, which is started again, as its administrator does it.
+    Restart,
     /// SIGKILL of the sidecar for longer than its `smbd` may live without it.
     Sidecar,
     /// SIGKILL of the sidecar, which is started again at once.
@@ -32,20 +36,22 @@ pub enum Death {
 
 impl Death {
     /// How often each comes in a deck of rounds.
-    const DECK: [(Self, usize); 8] = [
+    const DECK: [(Self, usize); 10] = [
         (Self::Node, 3),
         (Self::Leader, 2),
         (Self::Aftershock, 1),
         (Self::TwoNodes, 1),
         (Self::Smbd, 1),
+        (Self::Child, 1),
+        (Self::Restart, 1),
         (Self::Sidecar, 1),
         (Self::SidecarForAMoment, 1),
         (Self::Pause, 1),
     ];
 
-    /// Whether the clients of the node have to go elsewhere.
-    pub fn evicts(self) -> bool {
-        self != Self::SidecarForAMoment
+    /// Whether it takes a sidecar alone.
+    pub(super) fn is_of_a_sidecar(self) -> bool {
+        matches!(self, Self::Sidecar | Self::SidecarForAMoment)
     }
 }
 
@@ -57,6 +63,8 @@ impl fmt::Display for Death {
             Self::Aftershock => "node, then its successor",
             Self::TwoNodes => "two nodes",
             Self::Smbd => "smbd alone",
+            Self::Child => "one smbd child",
+            Self::Restart => "smbd restarted (SIGTERM)",
             Self::Sidecar => "sidecar alone",
             Self::SidecarForAMoment => "sidecar, back at once",
             Self::Pause => "node paused",
@@ -69,8 +77,11 @@ impl fmt::Display for Death {
 pub struct Round {
     /// What happens.
     pub death: Death,
-    /// Which group of clients it is aimed at.
-    pub group: usize,
+    /// What it is aimed at, modulo what there is of it.
+    pub aim: usize,
+    /// Whether the clients that lose their node go each to another one, and not all to the same as they do when an
+    /// address moves.
+    pub scattered: bool,
     /// How long the clients work after they hold all that they are to hold.
     pub after: Duration,
     /// How long after the first blow the dead come back, or the second blow falls.
@@ -84,8 +95,11 @@ const AFTER: Range<u64> = 100..1500;
 /// last reclaim".
 const MEANWHILE: Range<u64> = 0..4000;
 
+/// Divisible by every number of shares, nodes and clients that is in use.
+const AIMS: usize = 27_720;
+
 /// The rounds of a seed. The first is always the death of a node.
-pub(super) fn schedule(seed: u64, rounds: usize, groups: usize) -> Vec<Round> {
+pub(super) fn schedule(seed: u64, rounds: usize) -> Vec<Round> {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut deck = Vec::new();
     let mut schedule = Vec::new();
@@ -97,7 +111,8 @@ pub(super) fn schedule(seed: u64, rounds: usize, groups: usize) -> Vec<Round> {
         let drawn = deck.pop().expect("it was just filled");
         schedule.push(Round {
             death: if number == 0 { Death::Node } else { drawn },
-            group: rng.random_range(0..groups),
+            aim: rng.random_range(0..AIMS),
+            scattered: rng.random_ratio(1, 4),
             after: Duration::from_millis(rng.random_range(AFTER)),
             meanwhile: Duration::from_millis(rng.random_range(MEANWHILE)),
         });
@@ -111,9 +126,9 @@ mod tests {
 
     #[test]
     fn a_seed_gives_one_schedule_and_a_long_one_has_every_death() {
-        let (first, again) = (schedule(7, 60, 2), schedule(7, 60, 2));
+        let (first, again) = (schedule(7, 60), schedule(7, 60));
         assert_eq!(format!("{first:?}"), format!("{again:?}"));
-        assert_ne!(format!("{first:?}"), format!("{:?}", schedule(8, 60, 2)));
+        assert_ne!(format!("{first:?}"), format!("{:?}", schedule(8, 60)));
         assert_eq!(first[0].death, Death::Node);
         for (death, _) in Death::DECK {
             assert!(first.iter().any(|round| round.death == death), "{death}");

@@ -51,6 +51,8 @@ pub(super) struct World {
     /// Whether this Samba gives back an open of a file that others have open too.
     pub(super) shared_opens_come_back: bool,
     phase: watch::Sender<Phase>,
+    /// The node that the clients of a share try first, as if its address had moved there; by share.
+    homes: Mutex<Vec<Option<usize>>>,
     /// A node that clients had better leave: somebody has told them.
     suspect: watch::Sender<Option<usize>>,
     seats: Mutex<Vec<Seat>>,
@@ -106,6 +108,7 @@ impl World {
             nodes,
             shared_opens_come_back,
             phase: watch::Sender::new(Phase::Work),
+            homes: Mutex::default(),
             suspect: watch::Sender::new(None),
             seats: Mutex::new(seats),
         }
@@ -131,6 +134,15 @@ impl World {
     pub(super) async fn phase_after(&self, phase: Phase) -> Phase {
         let mut phases = self.phase.subscribe();
         *phases.wait_for(|now| *now != phase).await.expect("the world keeps the sender")
+    }
+
+    /// Says which node the clients of each share are to try first; none, to let each try another one.
+    pub(super) fn set_homes(&self, homes: Vec<Option<usize>>) {
+        *self.homes.lock().expect("nobody panics while holding it") = homes;
+    }
+
+    fn home(&self, share: usize) -> Option<usize> {
+        self.homes.lock().expect("nobody panics while holding it").get(share).copied().flatten()
     }
 
     pub(super) fn set_suspect(&self, node: Option<usize>) {
@@ -179,7 +191,7 @@ impl Traveller {
     /// Goes from node to node until one lets it into the share. `None` if none did for far too long, which is taken
     /// down, or if it is time to go home.
     pub(super) async fn arrive(&mut self, world: &World) -> Option<Arrival> {
-        let deadline = Instant::now() + COME_BACK_TIMEOUT;
+        let (began, mut attempts) = (Instant::now(), 0);
         let mut candidates: Vec<usize> =
             (0..world.nodes.len()).filter(|&node| node != self.previous_node).collect();
         candidates.shuffle(&mut self.rng);
@@ -187,14 +199,27 @@ impl Traveller {
             candidates.insert(0, self.previous_node);
         } else {
             candidates.push(self.previous_node);
+            let share = world.seat(self.number, |seat| seat.share);
+            if let Some(home) = world.home(share) {
+                candidates.retain(|&node| node != home);
+                candidates.insert(0, home);
+            }
         }
-        let mut last_problem = None;
+        let mut last_problem: Option<String> = None;
         for &node in candidates.iter().cycle() {
             if world.phase() == Phase::End {
                 return None;
             }
+            attempts += 1;
             match self.enter(world, node).await {
                 Ok(arrival) => {
+                    world.oracle.note(format!(
+                        "client {} enters {} at node {node} after {:?}, {attempts} attempts; {}",
+                        self.number,
+                        self.share,
+                        began.elapsed(),
+                        last_problem.unwrap_or_default(),
+                    ));
                     (self.previous_node, self.previous_session) = (node, arrival.session.id());
                     world.seat(self.number, |seat| {
                         seat.settled = false;
@@ -204,7 +229,7 @@ impl Traveller {
                 }
                 Err(problem) => last_problem = Some(format!("node {node}: {problem}")),
             }
-            if Instant::now() >= deadline {
+            if began.elapsed() >= COME_BACK_TIMEOUT {
                 break;
             }
             time::sleep(KNOCK_INTERVAL + Duration::from_millis(self.rng.random_range(0..10))).await;
@@ -212,8 +237,10 @@ impl Traveller {
         world.oracle.violation(
             Breach::Unavailable,
             format!(
-                "client {} found no way into {} in {COME_BACK_TIMEOUT:?}: {last_problem:?}",
-                self.number, self.share
+                "client {} found no way into {} in {COME_BACK_TIMEOUT:?}: {}",
+                self.number,
+                self.share,
+                last_problem.unwrap_or_default(),
             ),
             None,
         );
