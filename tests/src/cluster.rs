@@ -79,7 +79,7 @@ pub struct ClusterOptions {
     /// Whether there is Holdfast: sidecars, and the shim in the `smbd`s. The control is without.
     pub protected: bool,
     /// Whether the nodes reach each other over wires that [`Cluster::cut_off`] can cut. These cost every message
-    /// between nodes a little time.
+    /// between nodes a little time, and CTDB has no cluster lock then.
     pub wires: bool,
     /// What the `smbd`s get beyond what they need.
     pub smbd: SmbdOptions,
@@ -508,7 +508,8 @@ impl Cluster {
     }
 
     /// Cuts a node off from all others, sidecar and `ctdbd`: it lives, clients and operators still reach it, and it
-    /// reaches no node and is reached by none. `ctdbd`s still have the file that is their cluster lock in common.
+    /// reaches no node and is reached by none. The `ctdbd`s of such a cluster have no cluster lock, so that those of
+    /// both sides go on.
     ///
     /// # Panics
     /// In a cluster without [wires](ClusterOptions::wires).
@@ -644,9 +645,11 @@ impl Node {
         make_accessible(&dir)?;
         make_accessible(&run_dir)?;
         let ctdbd = site.zip(addresses.ctdbds.as_ref()).map(|(site, addresses)| {
-            let (base, lock, tunables) =
-                (dir.join("ctdb"), site.dir().join("ctdb-lock"), &options.ctdb_tunables);
-            Ctdbd::prepare(site.tools(), &base, index, addresses, &lock, tunables)
+            // A file would be a wire that cannot be cut: a leader that is cut off would keep the lock, and the others
+            // could not recover without it.
+            let lock = (!options.wires).then(|| site.dir().join("ctdb-lock"));
+            let (base, tunables) = (dir.join("ctdb"), &options.ctdb_tunables);
+            Ctdbd::prepare(site.tools(), &base, index, addresses, lock.as_deref(), tunables)
         });
         let ctdbd = ctdbd.transpose()?;
         let mut smbd_options = options.smbd.clone();

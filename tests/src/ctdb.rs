@@ -143,23 +143,24 @@ pub struct Ctdbd {
 
 impl Ctdbd {
     /// A node's `ctdbd` below `base`, configured and not started. All nodes of a cluster have the same cluster lock,
-    /// a file that is made when it is needed. `tunables` are lines of `ctdb.tunables`.
+    /// a file that is made when it is needed, or none has one. `tunables` are lines of `ctdb.tunables`.
     pub fn prepare(
         tools: &SambaTools,
         base: &Path,
         pnn: usize,
         addresses: &CtdbAddresses,
-        cluster_lock: &Path,
+        cluster_lock: Option<&Path>,
         tunables: &[(&'static str, u32)],
     ) -> Result<Self, CtdbError> {
         for dir in ["run", "var", "volatile", "persistent", "state", "events/legacy", "events/notification"] {
             let dir = base.join(dir);
             fs::create_dir_all(&dir).map_err(prepare(&dir))?;
         }
+        let lock = cluster_lock.map(|lock| format!("\tcluster lock = {}\n", lock.display()));
         let config = format!(
             "[cluster]\n\
              \tnode address = {address}\n\
-             \tcluster lock = {lock}\n\
+             {lock}\
              [database]\n\
              \tvolatile database directory = {base}/volatile\n\
              \tpersistent database directory = {base}/persistent\n\
@@ -169,7 +170,7 @@ impl Ctdbd {
              [failover]\n\
              \tdisabled = true\n",
             address = addresses.own[pnn],
-            lock = cluster_lock.display(),
+            lock = lock.unwrap_or_default(),
             base = base.display(),
         );
         let tunables: String = tunables.iter().map(|(name, value)| format!("{name}={value}\n")).collect();

@@ -393,14 +393,21 @@ impl Smbd {
         }
     }
 
-    /// Kills the one child that serves a client, given by the address from which that has connected, with SIGKILL.
-    /// Returns its process id when it is gone; the parent has buried it then, and serves on.
-    pub async fn kill_child(&self, client: SocketAddr) -> Result<i32, SambaError> {
-        let no_child = || SambaError::NoChild { server: self.address, client };
-        let process = self.process.as_ref().ok_or_else(no_child)?;
+    /// Process id of the child that serves a client, given by the address from which that has connected.
+    pub fn child_of(&self, client: SocketAddr) -> Result<i32, SambaError> {
         let socket = net::socket_of_connection(self.address, client).ok().flatten();
-        let child = socket.and_then(|socket| process.holder_of_socket(socket)).ok_or_else(no_child)?;
-        process.kill_member(child).await?;
+        let child =
+            self.process.as_ref().zip(socket).and_then(|(smbd, socket)| smbd.holder_of_socket(socket));
+        child.ok_or(SambaError::NoChild { server: self.address, client })
+    }
+
+    /// Kills that child alone with SIGKILL. Returns its process id when it is gone; the parent has buried it then, and
+    /// serves on.
+    pub async fn kill_child(&self, client: SocketAddr) -> Result<i32, SambaError> {
+        let child = self.child_of(client)?;
+        if let Some(process) = &self.process {
+            process.kill_member(child).await?;
+        }
         Ok(child)
     }
 
