@@ -135,11 +135,13 @@ impl Connection {
         const ASK: &str = "ask for a process";
         /// The status that says no. Others mean that nobody knows.
         const NO: i32 = -1;
+        const NODES_MAX: u32 = 0xF000_0000;
         /// The unique id of a process that did not make itself known by one.
         const UNVERIFIED: u64 = u64::MAX;
 
-        // No kernel has such a process.
-        let Ok(pid) = i32::try_from(process.pid) else { return Ok(false) };
+        // No kernel has such a process, and from that number on there are no nodes but ways to name several.
+        let pid = i32::try_from(process.pid).ok().filter(|_| process.vnn < NODES_MAX);
+        let Some(pid) = pid else { return Ok(false) };
         let node = Some(Pnn(process.vnn));
         let mut data = pid.to_ne_bytes().to_vec();
         let reply = if process.unique_id == UNVERIFIED {

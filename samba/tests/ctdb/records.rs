@@ -159,7 +159,9 @@ fn process_of_another_node_lives_until_its_node_is_dead() {
     assert!(!here.process_exists(another).unwrap(), "the process id was used again");
     let impossible = ServerId { pid: u64::MAX, ..this_process(1) };
     assert!(!here.process_exists(impossible).unwrap());
-    assert!(!here.process_exists(this_process(9)).unwrap(), "there is no such node");
+    for no_node in [9, 0xF000_0002, u32::MAX] {
+        assert!(!here.process_exists(this_process(no_node)).unwrap(), "there is no node {no_node}");
+    }
 
     cluster.kill(1);
     drop(there);
