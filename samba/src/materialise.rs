@@ -169,23 +169,10 @@ pub fn place_entry(
             flags: both(data.flags, flags_of(image)),
             ..data
         },
-        // Its other opens are none of this file here.
-        None => ShareModeData { flags: flags_of(image), num_persistent: 0, ..image.data().clone() },
+        None => ShareModeData { flags: flags_of(image), ..image.data().clone() },
     });
-    if image.open_global().persistent {
-        count_persistent(share_modes);
-    }
     touch(lock);
     Ok(Edit::Store(record))
-}
-
-/// Brings up to date how many of the opens are persistent handles.
-fn count_persistent(share_modes: &mut ShareModes) {
-    let is_persistent = |entry: &&ShareModeEntry| entry.flags & ShareModeEntry::PERSISTENT_OPEN != 0;
-    let count = share_modes.entries.iter().filter(is_persistent).count();
-    if let Some(data) = &mut share_modes.data {
-        data.num_persistent = u32::try_from(count).unwrap_or(u32::MAX);
-    }
 }
 
 /// Both epochs grow with every change, so that who compares them sees it.
@@ -347,9 +334,6 @@ pub fn remove_entry(
             }
             if share_modes.entries.iter().any(|entry| entry.lease() == unused_lease) {
                 unused_lease = None;
-            }
-            if share_modes.data.as_ref().is_some_and(|data| data.num_persistent > 0) {
-                count_persistent(share_modes);
             }
             if share_modes.entries.is_empty() {
                 lock.share_modes = None;

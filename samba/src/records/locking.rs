@@ -159,7 +159,7 @@ pub struct ShareModeEntry {
     pub share_file_id: u64,
     /// The unix user.
     pub uid: u32,
-    /// `SHARE_ENTRY_FLAG_POSIX_OPEN` and, since 4.25, [`ShareModeEntry::PERSISTENT_OPEN`] and others.
+    /// `SHARE_ENTRY_FLAG_POSIX_OPEN` and, since 4.25, others.
     pub flags: u16,
     /// A hash of the file's name.
     pub name_hash: u32,
@@ -176,9 +176,6 @@ impl ShareModeEntry {
     pub const LEVEL_II_OPLOCK: u16 = 4;
     /// [`ShareModeEntry::op_type`] of an open with a lease.
     pub const LEASE_OPLOCK: u16 = 0x100;
-
-    /// In [`ShareModeEntry::flags`]: a persistent handle.
-    pub const PERSISTENT_OPEN: u16 = 0x10;
 
     /// Whether this is a disconnected open with that persistent id.
     #[must_use]

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use samba::Layout;
 use samba::config::{ConfigError, Problem, SambaConfig};
 use statedb::ShareName;
 use tempfile::TempDir;
@@ -63,4 +64,16 @@ fn missing_configuration_is_an_error() {
     let error =
         SambaConfig::read(Path::new(TESTPARM), Path::new("/nonexistent/smb.conf"), |_| true).unwrap_err();
     assert!(matches!(error, ConfigError::Testparm(_)), "{error}");
+}
+
+/// With them Samba 4.25 keeps its records in another form.
+#[test]
+fn persistent_handles_of_samba_are_wrong() {
+    for samba in Samba::all().into_iter().filter(|samba| samba.layout == Layout::V4_25) {
+        let directory = TempDir::new().unwrap();
+        let conf = directory.path().join("smb.conf");
+        fs::write(&conf, "[global]\npersistent handles = yes\n").unwrap();
+        let error = SambaConfig::read(&samba.testparm, &conf, |_| true).unwrap_err().to_string();
+        assert!(error.contains("[global] has \"persistent handles = Yes\"; set"), "{error}");
+    }
 }

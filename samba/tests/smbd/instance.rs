@@ -32,6 +32,7 @@ pub(crate) struct Samba {
     pub(crate) layout: Layout,
     smbd: PathBuf,
     smbclient: PathBuf,
+    pub(crate) testparm: PathBuf,
     /// The commands that enter the root, if it is in one.
     _commands: Option<TempDir>,
 }
@@ -42,7 +43,8 @@ impl Samba {
         const SBIN: &str = "/usr/sbin/smbd";
         // smbd is not in every user's path.
         let smbd = PathBuf::from(if Path::new(SBIN).exists() { SBIN } else { "smbd" });
-        Self::or_skip(smbd, PathBuf::from("smbclient"), None, "HOLDFAST_REQUIRE_SAMBA")
+        let programs = [smbd, PathBuf::from("smbclient"), PathBuf::from("testparm")];
+        Self::or_skip(programs, None, "HOLDFAST_REQUIRE_SAMBA")
     }
 
     /// Every version that is there: the machine's own, and those in roots.
@@ -59,14 +61,15 @@ impl Samba {
         let seen_inside = [roots.join(version), std::env::temp_dir()];
         let list: String = seen_inside.iter().map(|path| format!("{}\n", path.display())).collect();
         fs::write(commands.path().join("root"), list).expect("it is new");
-        let [smbd, smbclient] = ["smbd", "smbclient"].map(|program| commands.path().join(program));
-        for program in [&smbd, &smbclient] {
+        let programs = ["smbd", "smbclient", "testparm"].map(|program| commands.path().join(program));
+        for program in &programs {
             symlink(&enter, program).expect("it is new");
         }
-        Self::or_skip(smbd, smbclient, Some(commands), "HOLDFAST_REQUIRE_SAMBA_ROOTS")
+        Self::or_skip(programs, Some(commands), "HOLDFAST_REQUIRE_SAMBA_ROOTS")
     }
 
-    fn or_skip(smbd: PathBuf, smbclient: PathBuf, commands: Option<TempDir>, required: &str) -> Option<Self> {
+    fn or_skip(programs: [PathBuf; 3], commands: Option<TempDir>, required: &str) -> Option<Self> {
+        let [smbd, smbclient, testparm] = programs;
         let version = SambaVersion::of_smbd(&smbd);
         let layout = version.as_ref().ok().and_then(|version| Layout::for_version(version).ok());
         if layout.is_none() {
@@ -74,7 +77,7 @@ impl Samba {
             assert_ne!(std::env::var(required).as_deref(), Ok("1"), "{required}: {found}");
             eprintln!("skipped: no Samba whose layout is known behind {} ({found})", smbd.display());
         }
-        Some(Self { layout: layout?, smbd, smbclient, _commands: commands })
+        Some(Self { layout: layout?, smbd, smbclient, testparm, _commands: commands })
     }
 }
 
