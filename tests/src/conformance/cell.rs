@@ -28,6 +28,9 @@ const CELL_TIMEOUT: Duration = Duration::from_secs(300);
 /// How long a node that was cut off is watched after it must have stopped.
 const OBSERVED_LONGER: Duration = Duration::from_secs(2);
 
+/// Why a test failed that broke off.
+const NO_VERDICT: &str = "smbtorture gave no verdict";
+
 /// A column of the matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Column {
@@ -169,7 +172,10 @@ async fn try_run(cell: &mut Cell, recipe: &Recipe, logs: &LogDir) -> Result<(), 
         Err(SmbtortureError::TimedOut { output, .. }) => (Ending::Hang, output),
         Err(err) => return Err(err.into()),
     };
-    cell.reason = smbtorture::explanation(&output).unwrap_or_default();
+    cell.reason = match cell.ending {
+        Ending::Pass => String::new(),
+        _ => smbtorture::explanation(&output).unwrap_or_else(|| NO_VERDICT.to_owned()),
+    };
     if let Some(problem) = cell.path.harm_failed() {
         let problem = problem.to_owned();
         cell.break_off(problem);

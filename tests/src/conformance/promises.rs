@@ -104,7 +104,9 @@ impl<'a> Seen<'a> {
     /// These tests pass, and in doing so show what the mode is about.
     fn all_prove(&self, mode: Mode, tests: &[&str], what: &str) -> Option<Promise> {
         let cells = self.cells_of(Column { servers: Servers::Protected, mode }, |test| tests.contains(&test));
-        let seen = |passed| format!("{passed} of {} pass", cells.len());
+        let returns: usize = cells.iter().map(|cell| cell.path.returns()).sum();
+        let returns = if returns == 0 { String::new() } else { format!(", {returns} returns after harm") };
+        let seen = |passed| format!("{passed} of {} pass{returns}", cells.len());
         Promise::of_each(&format!("{mode}: {what}"), &cells, Cell::proves, seen)
     }
 
