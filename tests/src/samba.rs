@@ -19,7 +19,7 @@ use std::{
 
 pub use tools::{
     REQUIRE_SAMBA, REQUIRE_SAMBA_ROOTS, ROOT_VERSIONS, SAMBA_ROOTS, SambaTools, samba_in_root_or_skip,
-    samba_or_skip,
+    samba_or_skip, samba_with_ctdb_or_skip,
 };
 
 use nix::unistd::{Uid, User};
@@ -54,7 +54,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Debug, thiserror::Error)]
 pub enum SambaError {
     /// A program is not installed.
-    #[error("{program} is not installed (Debian: apt install samba samba-testsuite samba-vfs-modules)")]
+    #[error("{program} is not installed (Debian: apt install samba samba-testsuite samba-vfs-modules ctdb)")]
     Missing {
         /// The program.
         program: &'static str,

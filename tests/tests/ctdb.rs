@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use harness::{
     cluster::{Cluster, ClusterOptions},
-    samba::{SambaTools, samba_in_root_or_skip, samba_or_skip},
+    samba::{SambaTools, samba_in_root_or_skip, samba_with_ctdb_or_skip},
     smb_client::{Client, CreateRequest, NtStatus, Opened, Session, ShareAccess, SmbError, Tree},
 };
 
@@ -46,6 +46,9 @@ async fn create_after_recovery(share: &Tree, request: CreateRequest) -> Result<O
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clustered_smbds_see_each_others_opens_lose_a_node_with_its_opens_and_get_it_back() {
     for tools in SambaTools::all_there() {
+        if tools.program("ctdbd").is_err() {
+            continue;
+        }
         let version = tools.version();
         let mut cluster = Cluster::start(options(tools)).await.unwrap();
         // Two clients: a clustered Samba ends a client's connection to one node when it connects to another.
@@ -106,7 +109,7 @@ async fn a_persistent_handle_of_samba_itself_survives_its_node() {
 /// A node that is cut off hears nothing and is not heard: CTDB notices by the missing keepalives.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_ctdbd_that_is_cut_off_is_given_up_by_the_others_and_taken_back() {
-    let Some(tools) = samba_or_skip() else { return };
+    let Some(tools) = samba_with_ctdb_or_skip() else { return };
     let mut options = options(tools).with_wires();
     options.ctdb_tunables = vec![("KeepaliveInterval", 1), ("KeepaliveLimit", 3)];
     let mut cluster = Cluster::start(options).await.unwrap();
@@ -135,7 +138,7 @@ async fn a_ctdbd_that_is_cut_off_is_given_up_by_the_others_and_taken_back() {
 /// Users and identities are in persistent databases of CTDB, opens are not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_nodes_may_be_lost_and_started_again() {
-    let Some(tools) = samba_or_skip() else { return };
+    let Some(tools) = samba_with_ctdb_or_skip() else { return };
     let mut cluster = Cluster::start(options(tools)).await.unwrap();
     let client = Client::new(cluster.credentials());
     let (session, share) = connect(&cluster, &client, 0).await;

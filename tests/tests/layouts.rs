@@ -2,15 +2,14 @@
 //! the one and placed in the databases of the other, without a cluster in between. Versions that are missing are left
 //! out with a line that says so; `tests/roots/make` makes them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use frame::{Database, RecordKey};
-use harness::samba::{
-    ROOT_VERSIONS, SambaSite, SambaTools, Smbd, SmbdOptions, samba_in_root_or_skip, samba_or_skip,
-};
+use harness::cluster::{Cluster, ClusterOptions};
+use harness::samba::{SambaSite, SambaTools, Smbd, SmbdOptions};
 use harness::smb_client::{Client, CreateRequest, LeaseState, LockElement, OplockLevel};
 use samba::records::OpenGlobal;
 use samba::tdb::{ChangeCount, RawRecord, Tdb, TdbFile};
@@ -19,10 +18,15 @@ use samba::{Capture, Layout, LocalDatabases, Location, OpenImage, Orphan, SambaV
 /// How long a record may be locked.
 const LOCKED_AT_MOST: Duration = Duration::from_secs(5);
 
+/// The program under test, with the sidecar in it.
+const PROGRAM: &str = env!("CARGO_BIN_EXE_demo");
+
+/// That many random ids are not by chance all in the same eighth.
+const OPENS: usize = 16;
+
 /// Every version that is there.
 fn versions() -> Vec<(Layout, SambaTools)> {
-    let in_roots = ROOT_VERSIONS.into_iter().filter_map(samba_in_root_or_skip);
-    samba_or_skip().into_iter().chain(in_roots).map(|tools| (layout_of(&tools), tools)).collect()
+    SambaTools::all_there().into_iter().map(|tools| (layout_of(&tools), tools)).collect()
 }
 
 fn layout_of(tools: &SambaTools) -> Layout {
@@ -145,5 +149,24 @@ fn place(layout: Layout, lock_directory: &Path, images: &[OpenImage]) {
         LocalDatabases::open(&Tdb::load().unwrap(), &location, layout, LOCKED_AT_MOST).unwrap();
     for placed in databases.materialise(&orphans) {
         placed.unwrap();
+    }
+}
+
+/// The shim shows smbd's allocator a record for every id that is another node's, and smbd takes it for an open.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn smbd_of_each_version_draws_ids_of_its_own_node_alone() {
+    for (layout, tools) in versions() {
+        let options = ClusterOptions::with_samba(PROGRAM, tools).patient();
+        let cluster = Cluster::start(options).await.unwrap();
+        let session = Client::new(cluster.credentials()).connect(cluster.smb_address(0)).await.unwrap();
+        let share = session.tree_connect(&cluster.share(0)).await.unwrap();
+        let mut eighths = BTreeSet::new();
+        for file in 0..OPENS {
+            let request = CreateRequest::durable_v2_with_lease(format!("file{file}"));
+            let open = share.create(request).await.unwrap();
+            assert!(open.is_durable(), "Samba {layout}");
+            eighths.insert(open.file_id().persistent >> 29);
+        }
+        assert_eq!(eighths.len(), 1, "Samba {layout}: ids from {eighths:?} of eight");
     }
 }

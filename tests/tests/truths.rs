@@ -1,16 +1,13 @@
 //! What happens to one process, one service, one sidecar: dying alone, being restarted, being one of hundreds.
 
-use std::fs;
-
 use harness::{
     cluster::{Cluster, ClusterOptions},
-    net,
     samba::{SambaSite, SambaTools, Smbd, SmbdOptions, samba_or_skip},
     smb_client::{Client, CreateRequest, LockElement, NtStatus, Opened, Session, Tree},
 };
 use nix::{
     sys::signal::{Signal, kill},
-    unistd::{Pid, getpgid},
+    unistd::Pid,
 };
 
 /// The program that can be `holdfast`.
@@ -35,16 +32,7 @@ async fn assert_reclaimed(share: &Tree, open: &Opened) -> Opened {
 
 /// The process of an `smbd` that serves a session.
 fn process_of(smbd: &Smbd, session: &Session) -> Pid {
-    let inode = net::socket_of_connection(session.server(), session.client_address()).unwrap();
-    let socket = format!("socket:[{}]", inode.expect("the session is connected"));
-    let group = Pid::from_raw(smbd.pid().unwrap());
-    let has_it = |pid: &Pid| {
-        let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-        files.filter_map(|file| fs::read_link(file.path()).ok()).any(|file| file.to_str() == Some(&socket))
-    };
-    let entries = fs::read_dir("/proc").unwrap().flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok().map(Pid::from_raw));
-    pids.filter(|pid| getpgid(Some(*pid)) == Ok(group)).find(has_it).expect("a process serves the session")
+    Pid::from_raw(smbd.child_of(session.client_address()).unwrap())
 }
 
 /// The client whose process dies is back on the same node before anybody has noticed, and has everything again.

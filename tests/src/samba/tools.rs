@@ -1,7 +1,7 @@
 //! The programs of Samba: the machine's own, or those of another version in a root of its own.
 
 use std::{
-    env, fs, iter,
+    env, fs,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::Command,
@@ -73,10 +73,13 @@ impl SambaTools {
         Self::at(Home::Root(Arc::new(commands_of(&root, version)?)))
     }
 
-    /// Every version that can be used here, the machine's own first.
+    /// Every version that can be used here, the machine's own first; and a line for each that is missing.
+    ///
+    /// # Panics
+    /// As [`samba_or_skip`] and [`samba_in_root_or_skip`].
     pub fn all_there() -> Vec<Self> {
-        let in_roots = ROOT_VERSIONS.map(Self::in_root);
-        iter::once(Self::find()).chain(in_roots).filter_map(Result::ok).collect()
+        let in_roots = ROOT_VERSIONS.into_iter().filter_map(samba_in_root_or_skip);
+        samba_or_skip().into_iter().chain(in_roots).collect()
     }
 
     fn at(home: Home) -> Result<Self, SambaError> {
@@ -177,7 +180,16 @@ pub fn samba_or_skip() -> Option<SambaTools> {
     or_skip(SambaTools::find(), REQUIRE_SAMBA)
 }
 
-/// The same for a version that is in a root.
+/// The same where CTDB is needed too, which is a package of its own in Debian.
+///
+/// # Panics
+/// As [`samba_or_skip`].
+pub fn samba_with_ctdb_or_skip() -> Option<SambaTools> {
+    let found = SambaTools::find().and_then(|tools| tools.program("ctdbd").map(|_| tools));
+    or_skip(found, REQUIRE_SAMBA)
+}
+
+/// The same for a version that is in a root, CTDB included.
 ///
 /// # Panics
 /// When it is missing although [`REQUIRE_SAMBA_ROOTS`] is set.
