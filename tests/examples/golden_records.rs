@@ -7,6 +7,8 @@
 //!
 //! needs root's rights, and the root that `tests/roots/make 4.25` has made.
 
+#![expect(clippy::print_stdout, reason = "which files it has written is to be read on a terminal")]
+
 use std::error::Error;
 use std::fs;
 use std::io::{Read, Write};
