@@ -339,14 +339,14 @@ impl Handle {
                 contents.extend_from_slice(rest);
                 ("write", Doubt::Contents(contents))
             }
-            35..50 => {
+            35..55 => {
                 let mut contents = self.contents.clone();
                 contents.resize(rng.random_range(0..READ_LEN as usize / 2), 0);
                 ("set the end", Doubt::Contents(contents))
             }
-            50..80 if may_lock => (if self.locked { "unlock" } else { "lock" }, Doubt::Lock),
-            80..95 if !self.deletes => ("rename", Doubt::Names(vec![spare_name.clone()])),
-            95.. if !self.deletes => ("delete", Doubt::Delete),
+            55..85 if may_lock => (if self.locked { "unlock" } else { "lock" }, Doubt::Lock),
+            85..99 if !self.deletes => ("rename", Doubt::Names(vec![spare_name.clone()])),
+            99.. if !self.deletes => ("delete", Doubt::Delete),
             _ => ("touch", Doubt::Contents(self.contents.clone())),
         };
         // Until the answer is there it may have been carried out or not.

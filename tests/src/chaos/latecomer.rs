@@ -70,9 +70,6 @@ impl Latecomer {
             let mut left = false;
             let visit = async {
                 self.claim(&world, &arrival, too_late).await?;
-                while self.opens.len() < OPENS {
-                    self.open(&world, &arrival).await?;
-                }
                 world.seat(number, |seat| seat.settled = true);
                 loop {
                     match world.phase() {
@@ -80,6 +77,7 @@ impl Latecomer {
                         Phase::Still => world.seat(number, |seat| {
                             seat.still.get_or_insert_with(|| self.known());
                         }),
+                        Phase::Work if self.opens.len() < OPENS => self.open(&world, &arrival).await?,
                         Phase::Work if self.traveller.rng.random_ratio(1, 150) => {
                             left = true;
                             return Err(Interrupted);

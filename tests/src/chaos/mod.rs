@@ -47,7 +47,7 @@ use crate::{
     cluster::{Cluster, ClusterError, ClusterOptions, Clustering},
     process::ProcessError,
     samba::{SHARE, SambaError},
-    smb_client::CreateRequest,
+    smb_client::{Client, CreateRequest},
 };
 
 /// How long clients may take until they hold what they are to hold, or are back, or stand still.
@@ -378,7 +378,10 @@ impl Chaos {
             let known = |seat: &Seat| Some((seat.arrival.clone()?, seat.still.clone()?));
             seats.iter().filter_map(known).collect()
         });
-        join_all(clients.iter().map(|(arrival, known)| claim_again(&self.world, arrival, &known.held))).await;
+        let clustered = self.options.cluster.clustering == Clustering::Ctdb;
+        let again =
+            clients.iter().map(|(arrival, known)| claim_again(&self.world, arrival, &known.held, clustered));
+        join_all(again).await;
 
         let share = self.cluster.site().share_dir();
         let mut files: Vec<KnownFile> = clients.into_iter().flat_map(|(_, known)| known.files).collect();
@@ -466,12 +469,16 @@ impl Chaos {
 }
 
 /// Claims all opens of a client while it holds them: on a connection of its own to the same node, and to the next one.
-async fn claim_again(world: &World, arrival: &Arrival, held: &[(u64, CreateRequest)]) {
+///
+/// `clustered` nodes take a client that appears at another node for one that has moved, and end its old connection. So
+/// there somebody else has to try; no lease is given to him, but a batch oplock might be.
+async fn claim_again(world: &World, arrival: &Arrival, held: &[(u64, CreateRequest)], clustered: bool) {
+    let somebody_else = Client::new(world.credentials.clone());
     for node in [arrival.node, (arrival.node + 1) % world.nodes.len()] {
         let address = world.nodes[node];
-        let entered = async {
-            arrival.client.connect(address).await?.tree_connect(&share_at(address, &arrival.share)).await
-        };
+        let client = if clustered && node != arrival.node { &somebody_else } else { &arrival.client };
+        let entered =
+            async { client.connect(address).await?.tree_connect(&share_at(address, &arrival.share)).await };
         // A dead node, or one that does not serve the share, gives nothing away.
         let Ok(Ok(tree)) = time::timeout(SECOND_CLAIM_TIMEOUT, entered).await else { continue };
         stream::iter(held)

@@ -191,6 +191,8 @@ impl Traveller {
     /// Goes from node to node until one lets it into the share. `None` if none did for far too long, which is taken
     /// down, or if it is time to go home.
     pub(super) async fn arrive(&mut self, world: &World) -> Option<Arrival> {
+        // While the world is compared with what is known of it, nobody may change it.
+        world.phase_after(Phase::Still).await;
         let (began, mut attempts) = (Instant::now(), 0);
         let mut candidates: Vec<usize> =
             (0..world.nodes.len()).filter(|&node| node != self.previous_node).collect();
