@@ -5,7 +5,7 @@
 //! real one, until one end gives up. What differs: a new connection over a cut wire is accepted by the relay and then
 //! waits too.
 //!
-//! A node calls from one of several sockets; a [`Relay`] learns which node it was from the caller's process or from the
+//! A node calls from one of several sockets; a relay learns which node it was from the caller's process or from the
 //! caller's address. Whoever is no node is never cut off.
 
 use std::{
