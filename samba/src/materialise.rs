@@ -83,6 +83,8 @@ impl Traces {
         local: Option<&OpenGlobal>,
         is_alive: impl Fn(ServerId) -> bool,
     ) -> Self {
+        // A record that is nobody's does not say who left the rest.
+        let local = local.filter(|open| open.holder() != Holder::Disconnected);
         let known = local.or(Some(image.open_global())).filter(|open| !is_alive(open.server_id));
         Self::of_record(image.durable_file_id(), known)
     }
@@ -114,7 +116,14 @@ pub fn place_open_global(
             && local.open_time == orphan.open_time
             && local.open_owner == orphan.open_owner
     };
+    // A node of a CTDB cluster takes the newest record with it when it dies, and the recovery finds an older copy on
+    // another node. Every store counts the record up.
+    let is_older =
+        |local: &OpenGlobal| (1..=u32::MAX / 2).contains(&orphan.seqnum.wrapping_sub(local.seqnum));
     match local.map(|local| (local.holder(), is_same_open(local))) {
+        Some((Holder::Disconnected, true)) if local.is_some_and(is_older) => {
+            Ok(Edit::Store(disconnected(image, disconnected_at, stat)))
+        }
         Some((Holder::Disconnected, true)) => Ok(Edit::Keep),
         Some((Holder::Process(server_id), true)) if !is_alive(server_id) => {
             Ok(Edit::Store(disconnected(image, disconnected_at, stat)))
@@ -148,7 +157,9 @@ pub fn place_entry(
 ) -> Result<Edit<LockingRecord>, MaterialiseError> {
     let id = image.durable_file_id();
     let mut record = local.unwrap_or_default();
-    if record.has_disconnected(id) {
+    let placed =
+        ShareModeEntry { server_id: ServerId::DISCONNECTED, share_file_id: id.0, ..image.entry().clone() };
+    if record.share_modes().is_some_and(|share_modes| share_modes.entries.contains(&placed)) {
         return Ok(Edit::Keep);
     }
     refuse_locked(&record, image.file())?;
@@ -156,11 +167,7 @@ pub fn place_entry(
     let lock = record.lock.get_or_insert_with(|| fresh_lock(image.data()));
     let share_modes = lock.share_modes.get_or_insert_default();
     share_modes.entries.retain(|entry| !traces.has_entry(entry));
-    share_modes.entries.push(ShareModeEntry {
-        server_id: ServerId::DISCONNECTED,
-        share_file_id: id.0,
-        ..image.entry().clone()
-    });
+    share_modes.entries.push(placed);
     share_modes.sort();
     share_modes.data = Some(match share_modes.data.take() {
         Some(data) => ShareModeData {
@@ -242,20 +249,24 @@ fn flags_of(image: &OpenImage) -> u16 {
     set.fold(0, |flags, (_, _, flag)| flags | flag)
 }
 
-/// A lease on a survivor. What is there already is right: the lease was placed with another open, and may have
-/// been broken or upgraded since. Then only the file is added, if it is missing.
+/// A lease on a survivor. What is there already is right, unless its epoch says that it is older: the lease was placed
+/// with another open, and may have been broken or upgraded since. Then only the file is added, if it is missing.
 #[must_use]
 pub fn place_lease(local: Option<LeaseRecord>, orphan: &LeaseRecord) -> Edit<LeaseRecord> {
     let Some(mut lease) = local else {
         return Edit::Store(orphan.clone());
     };
     let known = lease.files.len();
+    let is_older = (1..=u16::MAX / 2).contains(&orphan.epoch.0.wrapping_sub(lease.epoch.0));
+    if is_older {
+        lease = LeaseRecord { files: lease.files, ..orphan.clone() };
+    }
     for file in &orphan.files {
         if lease.files.iter().all(|local| local.file != file.file) {
             lease.files.push(file.clone());
         }
     }
-    if lease.files.len() == known { Edit::Keep } else { Edit::Store(lease) }
+    if lease.files.len() == known && !is_older { Edit::Keep } else { Edit::Store(lease) }
 }
 
 /// The byte-range locks of a file on a survivor with those of this orphan among them.
