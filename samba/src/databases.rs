@@ -208,6 +208,16 @@ impl LocalDatabases {
         }
     }
 
+    /// Whether somebody has a file open: a living process, or a client that is away.
+    pub fn is_open(&mut self, file: FileKey) -> Result<bool, PlaceError> {
+        let Some(value) = self.store.fetch(Table::Locking, &file_key(file))? else { return Ok(false) };
+        let record = LockingRecord::decode(self.layout, &value)?;
+        let entries = record.share_modes().map_or(&[][..], |share_modes| &share_modes.entries);
+        self.decide(|is_alive| {
+            entries.iter().any(|entry| entry.server_id == ServerId::DISCONNECTED || is_alive(entry.server_id))
+        })
+    }
+
     /// Looks whether somebody stands in an orphan's way, and returns what was looked at.
     fn judge(&mut self, image: &OpenImage, traces: Traces) -> Result<Shared, PlaceError> {
         let (layout, key) = (self.layout, file_key(image.file()));

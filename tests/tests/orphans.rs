@@ -7,8 +7,8 @@ use harness::{
     cluster::{Cluster, ClusterOptions},
     samba::{SambaTools, samba_or_skip},
     smb_client::{
-        AccessMask, Client, CreateRequest, Durability, Lease, LeaseState, NtStatus, Opened, Session,
-        ShareAccess, Tree,
+        AccessMask, Client, CreateOptions, CreateRequest, Durability, Lease, LeaseState, NtStatus, Opened,
+        Session, ShareAccess, Tree,
     },
 };
 use statedb::{OpenState, Timestamp};
@@ -217,4 +217,93 @@ async fn an_orphan_ends_at_its_time_although_the_sidecar_was_restarted() {
     assert_gone(&share, &kept_by_smbd, "its time is up").await;
     let alone = CreateRequest { share_access: ShareAccess::NONE, ..CreateRequest::new("kept by smbd") };
     other_share.create(alone).await.unwrap();
+}
+
+/// How a client is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Loss {
+    /// Its connection breaks, and `smbd` cleans up after it.
+    Clean,
+    /// Its node dies.
+    Crash,
+}
+
+/// What is left of a client's files after its loss, which must not depend on how it was lost.
+async fn what_is_left(cluster: &mut Cluster, node: usize, survivor: usize, loss: Loss) -> Vec<String> {
+    let owner = Client::new(cluster.credentials());
+    let (session, share) = connect(cluster, &owner, node).await;
+    let name = |name: &str| format!("{name} after {loss:?}");
+    let marked = share.create(CreateRequest::durable_v2_with_lease(name("marked"))).await.unwrap();
+    let made_to_go = CreateRequest {
+        options: CreateOptions::NON_DIRECTORY_FILE | CreateOptions::DELETE_ON_CLOSE,
+        ..CreateRequest::durable_v2_with_batch(name("made to go"))
+    };
+    let made_to_go = share.create(made_to_go).await.unwrap();
+    let renamed = share.create(CreateRequest::durable_v2_with_lease(name("before"))).await.unwrap();
+    let forgiven = share.create(CreateRequest::durable_v2_with_lease(name("forgiven"))).await.unwrap();
+    let kept = share.create(CreateRequest::durable_v2_with_lease(name("kept"))).await.unwrap();
+    for open in [&marked, &made_to_go, &renamed, &forgiven, &kept] {
+        assert!(open.is_durable());
+        open.write(0, b"data").await.unwrap();
+    }
+    renamed.rename(&name("renamed"), false).await.unwrap();
+    for open in [&marked, &renamed, &forgiven] {
+        open.set_delete_pending(true).await.unwrap();
+    }
+    forgiven.set_delete_pending(false).await.unwrap();
+
+    match loss {
+        Loss::Clean => session.drop_connection().await,
+        Loss::Crash => cluster.kill(node).unwrap(),
+    }
+    disconnected(cluster, survivor, &kept).await;
+    // Whoever comes, whatever for, finds the files gone.
+    let back = if loss == Loss::Clean { node } else { survivor };
+    let (session, share) = connect(cluster, &owner, back).await;
+    for gone in [&marked, &made_to_go, &renamed] {
+        assert_gone(&share, gone, &format!("{} after {loss:?}", gone.path())).await;
+    }
+    assert_reclaimed(&share, &forgiven).await;
+    assert_reclaimed(&share, &kept).await;
+    let directory = std::fs::read_dir(cluster.site().share_dir()).unwrap();
+    let names = directory.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let suffix = format!(" after {loss:?}");
+    let mut left: Vec<_> = names.filter_map(|name| name.strip_suffix(&suffix).map(str::to_owned)).collect();
+    left.sort();
+    session.logoff().await.unwrap();
+    left
+}
+
+/// A file that the dead node should have deleted is deleted before anybody comes to its share, as `smbd` itself deletes
+/// it when it loses the client.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_crash_those_files_are_gone_that_are_after_a_clean_loss() {
+    let Some(tools) = samba_or_skip() else { return };
+    let mut cluster = cluster(tools).await;
+    let after_a_clean_loss = what_is_left(&mut cluster, 0, 1, Loss::Clean).await;
+    assert_eq!(after_a_clean_loss, ["forgiven", "kept"]);
+    assert_eq!(what_is_left(&mut cluster, 0, 1, Loss::Crash).await, after_a_clean_loss);
+}
+
+/// Another file that has got the name meanwhile is nobody's to delete.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_took_the_place_of_one_to_be_deleted_stays() {
+    let Some(tools) = samba_or_skip() else { return };
+    let mut cluster = cluster(tools).await;
+    let owner = Client::new(cluster.credentials());
+    let (_session, share) = connect(&cluster, &owner, 0).await;
+    let marked = share.create(CreateRequest::durable_v2_with_lease("marked")).await.unwrap();
+    marked.set_delete_pending(true).await.unwrap();
+    let marked_too = share.create(CreateRequest::durable_v2_with_lease("marked too")).await.unwrap();
+    marked_too.set_delete_pending(true).await.unwrap();
+
+    cluster.kill(0).unwrap();
+    let directory = cluster.site().share_dir();
+    std::fs::write(directory.join("new"), b"precious").unwrap();
+    std::fs::rename(directory.join("new"), directory.join("marked")).unwrap();
+
+    let (_session, share) = connect(&cluster, &owner, 1).await;
+    assert_gone(&share, &marked, "closed with its node").await;
+    assert_eq!(std::fs::read(directory.join("marked")).unwrap(), b"precious");
+    assert!(!directory.join("marked too").exists(), "the other one is not deleted");
 }

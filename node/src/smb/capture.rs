@@ -16,8 +16,8 @@ use futures::{StreamExt, stream};
 use samba::records::{Holder, OpenGlobal};
 use samba::{Capture as Captured, Change as Changed, ImageError, OpenImage};
 use statedb::{
-    DurableFileId, FileKey, ImageDigest, Open, OpenDescription, OpenState, Outcome, Reclaim, Rejection,
-    Request, ServingNode, ShareName, Update,
+    CreateOptions, DurableFileId, FileKey, ImageDigest, Open, OpenDescription, OpenState, Outcome, Reclaim,
+    Rejection, Request, ServingNode, ShareName, Update,
 };
 use tokio::sync::{Mutex, MutexGuard as AsyncMutexGuard};
 use tracing::{debug, error, info, warn};
@@ -159,11 +159,11 @@ impl Capture {
         connection: &mut Connection,
     ) -> Result<Result<Option<Reply>, RequestError>, ConnectionError> {
         let decided = match &change {
-            Change::Store { database: Database::OpenGlobal, value, .. } => {
-                self.open_stored(value, connection).await
+            Change::Store { database: Database::OpenGlobal, value, deletes_file, .. } => {
+                self.open_stored(value, *deletes_file, connection).await
             }
             Change::Delete { database: Database::OpenGlobal, key } => self.open_deleted(key).await,
-            Change::Store { database, key, value } => {
+            Change::Store { database, key, value, .. } => {
                 self.shared_changed(*database, key, Some(value), connection).await
             }
             Change::Delete { database, key } => self.shared_changed(*database, key, None, connection).await,
@@ -252,7 +252,7 @@ impl Capture {
                     Ok(image)
                 });
             match refreshed {
-                Ok(image) => description = image.describe(description.share),
+                Ok(image) => description = described(&image, &description),
                 Err(error) => {
                     warn!(durable_file_id = %record.open_persistent_id, error = %chain(&error), "an open's record is not the one that was captured")
                 }
@@ -271,7 +271,26 @@ impl Capture {
         self.bereaved_at.load(Ordering::Acquire)
     }
 
-    async fn open_stored(&self, value: &[u8], connection: &mut Connection) -> Result<(), Refused> {
+    /// A file is deleted that a dead `smbd` should have deleted.
+    ///
+    /// # Errors
+    ///
+    /// If there is no answer: see [`RequestError`].
+    pub async fn file_deleted(&self, file: FileKey) -> Result<(), RequestError> {
+        let (_, outcome) = self.proposer.propose(Request::FileDeleted(file)).await?;
+        match outcome {
+            Outcome::Updated => debug!(%file, "a deletion is reported"),
+            outcome => warn!(%file, %outcome, "a deletion is not this node's to report"),
+        }
+        Ok(())
+    }
+
+    async fn open_stored(
+        &self,
+        value: &[u8],
+        deletes_file: bool,
+        connection: &mut Connection,
+    ) -> Result<(), Refused> {
         let record = OpenGlobal::decode(self.settings.layout, value)?;
         let id = record.open_persistent_id;
         let Some(cookie) = record.backend_cookie.as_ref().filter(|_| record.durable) else {
@@ -296,7 +315,10 @@ impl Capture {
                         let local = LocalOpen::agreed(open.description, None);
                         self.changed_or_back(local, value, process).await
                     }
-                    None => self.granted(&record, &cookie.service_path, value, process, connection).await,
+                    None => {
+                        let service_path = &cookie.service_path;
+                        self.granted(&record, service_path, value, process, deletes_file, connection).await
+                    }
                 }
             }
             // Of a share that is not protected, or expired meanwhile.
@@ -311,6 +333,7 @@ impl Capture {
         service_path: &str,
         value: &[u8],
         process: u32,
+        deletes_file: bool,
         connection: &mut Connection,
     ) -> Result<(), Refused> {
         let Some(share) = self.share(service_path, connection.pid()) else {
@@ -326,7 +349,8 @@ impl Capture {
             }
             image => image?,
         };
-        let description = image.describe(share);
+        let create_options = CreateOptions(if deletes_file { CreateOptions::DELETE_ON_CLOSE } else { 0 });
+        let description = OpenDescription { create_options, ..image.describe(share) };
         // Tracked before the cluster knows: the next change of the open can come as soon as smbd goes on.
         self.tracker.track(&description);
         let (_, outcome) = self.proposer.propose(Request::Grant(Box::new(description.clone()))).await?;
@@ -390,7 +414,7 @@ impl Capture {
             // What changed is who has it, and a survivor would write that anew.
             let mut image = OpenImage::decode_for(self.settings.layout, &local.description.image)?;
             image.update_open_global(value)?;
-            LocalOpen { description: image.describe(local.description.share.clone()), ..local }
+            LocalOpen { description: described(&image, &local.description), ..local }
         } else {
             self.report(local, |image| image.update_open_global(value)).await?
         };
@@ -407,7 +431,7 @@ impl Capture {
         loop {
             let mut image = OpenImage::decode_for(self.settings.layout, &local.description.image)?;
             let changed = change(&mut image)?;
-            let description = image.describe(local.description.share.clone());
+            let description = described(&image, &local.description);
             if changed != Changed::Changed {
                 return Ok(LocalOpen { description, ..local });
             }
@@ -539,7 +563,7 @@ impl Capture {
             match change {
                 Changed::Same => {}
                 Changed::Changed => {
-                    effects.changed.push((local.agreed, image.describe(local.description.share)));
+                    effects.changed.push((local.agreed, described(&image, &local.description)));
                 }
                 // smbd purges an open whose client is away, or whose process is dead, by taking its entry from the share
                 // modes, and leaves its own record behind. Whoever takes that for an open would give back a cache that
@@ -680,6 +704,11 @@ impl Capture {
 /// Inode numbers of files that are made together follow each other, and so are spread over the stripes.
 fn stripe_of(file: FileKey) -> usize {
     usize::try_from(file.inode % STRIPES as u64).expect("it is less than STRIPES")
+}
+
+/// An open as its image has it now; what no record says of it stays as it was.
+fn described(image: &OpenImage, before: &OpenDescription) -> OpenDescription {
+    OpenDescription { create_options: before.create_options, ..image.describe(before.share.clone()) }
 }
 
 fn process_of(holder: Holder) -> Option<u32> {

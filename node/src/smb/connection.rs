@@ -100,6 +100,8 @@ pub enum Change {
         key: Vec<u8>,
         /// What.
         value: Vec<u8>,
+        /// Whether it is the record of an open that was made to delete its file when it is closed.
+        deletes_file: bool,
     },
     /// To delete a record.
     Delete {
@@ -170,7 +172,11 @@ impl Connection {
             self.request_id = request_id;
             return Ok(Some(match request {
                 Request::Store { database, key, value } => {
-                    Question::Change(Change::Store { database, key, value })
+                    Question::Change(Change::Store { database, key, value, deletes_file: false })
+                }
+                Request::StoreDeleting { key, value } => {
+                    let database = Database::OpenGlobal;
+                    Question::Change(Change::Store { database, key, value, deletes_file: true })
                 }
                 Request::Delete { database, key } => Question::Change(Change::Delete { database, key }),
                 Request::Look { database: Database::OpenGlobal, key } => Question::Look { key },
@@ -239,7 +245,7 @@ impl Connection {
     fn unexpected(&self, request: &Request, expected: &'static str) -> ConnectionError {
         let what = match request {
             Request::Hello { .. } => "a hello",
-            Request::Store { .. } => "a store",
+            Request::Store { .. } | Request::StoreDeleting { .. } => "a store",
             Request::Delete { .. } => "a delete",
             Request::Look { .. } => "a look",
             Request::Records { .. } => "records",

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use frame::Reply;
-use statedb::{Arbiter, DurableFileId, NodeId, NodeState, Owner, State};
+use statedb::{Arbiter, DurableFileId, FileKey, NodeId, NodeState, Owner, State};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, sleep, timeout};
@@ -123,6 +123,17 @@ impl Lookout {
             let Some(smbd) = smbd else { continue };
             if let Err(error) = smbd.capture.close_contradicted(open).await {
                 debug!(durable_file_id = %open, %error, "an orphan is not closed by this incarnation any more");
+            }
+        }
+    }
+
+    /// Tells the cluster of files that were deleted for a dead smbd, in the name of the SMB service of this node. Ends with
+    /// who deletes them.
+    pub async fn report_deleted(self: Arc<Self>, mut deleted: mpsc::Receiver<FileKey>) {
+        while let Some(file) = deleted.recv().await {
+            let Some(smbd) = self.smbd().clone() else { continue };
+            if let Err(error) = smbd.capture.file_deleted(file).await {
+                debug!(%file, %error, "a deleted file is not this incarnation's any more");
             }
         }
     }

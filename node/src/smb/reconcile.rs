@@ -17,12 +17,16 @@ use samba::file_stat::StatError;
 use samba::records::{Holder, OpenGlobal};
 use samba::tdb::Tdb;
 use samba::{MaterialiseError, OpenImage};
-use statedb::{DurableFileId, FileKey, NodeState, OpenDescription, OpenState, Owner, ShareName, State};
+use statedb::{
+    Arbiter, DeletePending, DeleteState, DurableFileId, FileKey, NodeState, OpenDescription, OpenState,
+    Owner, ShareName, State,
+};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
+use super::deletion::{self, Deletion};
 use super::left_behind::LeftBehind;
 use super::look::keeper_of_orphans;
 use super::service::Settings;
@@ -84,6 +88,8 @@ struct Progress {
     index: Option<u64>,
     /// Orphans that could not be placed yet, and their shares.
     behind: BTreeMap<DurableFileId, ShareName>,
+    /// Shares with a file that is to be deleted here before anybody sees it.
+    deleting: BTreeSet<ShareName>,
 }
 
 /// What the databases of an incarnation hold of its opens when it is first met: something only if this sidecar was
@@ -101,13 +107,15 @@ pub struct Found {
 pub struct Reconciled(watch::Receiver<Progress>);
 
 impl Reconciled {
-    /// Resolves when the orphans of a share are in place as the entry at `index` left them. Never, if they cannot be
-    /// placed: the caller bounds the wait.
+    /// Resolves when the orphans of a share are in place as the entry at `index` left them, and its files deleted that
+    /// should not be there any more. Never, if that cannot be done: the caller bounds the wait.
     pub async fn through(&self, share: &ShareName, index: u64) {
         let mut progress = self.0.clone();
         let reached = progress.wait_for(|progress| {
             let is_behind = || progress.behind.values().any(|behind| behind == share);
-            progress.index.is_some_and(|done| done >= index) && !is_behind()
+            progress.index.is_some_and(|done| done >= index)
+                && !is_behind()
+                && !progress.deleting.contains(share)
         });
         if reached.await.is_err() {
             // The reconciler has ended with this process; what waits here ends too, with its bound.
@@ -133,6 +141,7 @@ pub struct Reconciler {
     libtdb: Arc<Tdb>,
     progress: watch::Sender<Progress>,
     contradicted: mpsc::Sender<DurableFileId>,
+    deleted: mpsc::Sender<FileKey>,
     found: watch::Sender<Option<Found>>,
     /// The incarnation whose databases `held` is about. Another one starts with empty databases.
     incarnation: Option<Owner>,
@@ -143,6 +152,10 @@ pub struct Reconciler {
     up: BTreeSet<Owner>,
     /// Orphans that could not be placed and were said so once; it is tried many times a second.
     complained_of: BTreeSet<DurableFileId>,
+    /// Files that were seen to, of which the cluster does not know that yet.
+    settled: BTreeSet<FileKey>,
+    /// Files that are to be deleted when somebody has closed them.
+    in_use: BTreeSet<FileKey>,
 }
 
 /// What is to be done, worked out of one moment of the state.
@@ -151,11 +164,13 @@ struct Plan {
     index: Option<u64>,
     place: Vec<OpenDescription>,
     remove: Vec<(DurableFileId, FileKey)>,
+    delete: Vec<(FileKey, DeletePending)>,
 }
 
 impl Reconciler {
     /// A reconciler for the databases of the `smbd` beside this node. It tells `contradicted` of orphans that cannot be
-    /// placed because somebody has their files whom they would have kept out: they are to be closed.
+    /// placed because somebody has their files whom they would have kept out: they are to be closed. It tells `deleted` of
+    /// files that it has deleted for a dead `smbd`.
     #[must_use]
     pub fn new(
         raft: Arc<RaftNode>,
@@ -165,6 +180,7 @@ impl Reconciler {
         settings: Arc<Settings>,
         libtdb: Tdb,
         contradicted: mpsc::Sender<DurableFileId>,
+        deleted: mpsc::Sender<FileKey>,
     ) -> Self {
         Self {
             raft,
@@ -175,12 +191,15 @@ impl Reconciler {
             libtdb: Arc::new(libtdb),
             progress: watch::Sender::default(),
             contradicted,
+            deleted,
             found: watch::Sender::default(),
             incarnation: None,
             has_looked: false,
             held: BTreeMap::new(),
             up: BTreeSet::new(),
             complained_of: BTreeSet::new(),
+            settled: BTreeSet::new(),
+            in_use: BTreeSet::new(),
         }
     }
 
@@ -208,6 +227,7 @@ impl Reconciler {
                 self.incarnation = incarnation_now;
                 self.held.clear();
                 self.complained_of.clear();
+                self.settled.clear();
                 self.has_looked = false;
                 // Nobody passes the gate before the new databases have been looked at.
                 self.progress.send_replace(Progress::default());
@@ -219,15 +239,15 @@ impl Reconciler {
                     () = stop.cancelled() => return,
                 }
             }
-            let unplaced = self.reconcile(changed.take()).await;
-            changed = Some(unplaced.iter().copied().collect::<BTreeSet<_>>());
+            let left = self.reconcile(changed.take()).await;
             let retry = async {
-                if unplaced.is_empty() {
+                if left.unplaced.is_empty() && !left.undeleted {
                     std::future::pending().await
                 } else {
                     tokio::time::sleep(RETRY_AFTER).await;
                 }
             };
+            changed = Some(left.unplaced.clone());
             tokio::select! {
                 heard = news.recv() => match heard.as_deref() {
                     Ok(News::Applied { changes, .. }) => {
@@ -308,16 +328,49 @@ impl Reconciler {
         self.raft.read(|state| shares.iter().flat_map(|share| of_share(state, share)).collect())
     }
 
-    /// One pass. Returns the orphans that could not be placed and should be tried again.
-    async fn reconcile(&mut self, changed: Option<BTreeSet<DurableFileId>>) -> Vec<DurableFileId> {
-        let plan = self.plan(changed);
+    /// One pass. Returns what should be tried again.
+    async fn reconcile(&mut self, changed: Option<BTreeSet<DurableFileId>>) -> Left {
+        let mut plan = self.plan(changed);
         let mut behind = BTreeMap::new();
         if !plan.place.is_empty() || !plan.remove.is_empty() {
-            behind = self.execute(plan.place, plan.remove).await;
+            behind = self.execute(std::mem::take(&mut plan.place), std::mem::take(&mut plan.remove)).await;
         }
-        let again = behind.keys().copied().collect();
-        self.progress.send_replace(Progress { index: plan.index, behind });
-        again
+        self.delete(&plan.delete).await;
+        let is_left = |file| !self.settled.contains(file);
+        let left = Left {
+            unplaced: behind.keys().copied().collect(),
+            undeleted: plan.delete.iter().any(|(file, _)| is_left(file)),
+        };
+        // Whoever has such a file open need not fear that somebody else comes to it.
+        let deleting = plan.delete.iter().filter(|(file, _)| !self.in_use.contains(file));
+        let deleting = deleting.map(|(_, pending)| pending.share.clone()).collect();
+        self.progress.send_replace(Progress { index: plan.index, behind, deleting });
+        left
+    }
+
+    /// Deletes what is this node's to delete.
+    async fn delete(&mut self, due: &[(FileKey, DeletePending)]) {
+        let is_due = |file: &FileKey| due.iter().any(|(due, _)| due == file);
+        self.settled.retain(is_due);
+        self.in_use.retain(is_due);
+        let to_do: Vec<_> = due.iter().filter(|(file, _)| !self.settled.contains(file)).cloned().collect();
+        if to_do.is_empty() {
+            return;
+        }
+        let done = self.on_databases(move |databases| {
+            let delete = |(file, pending): (FileKey, DeletePending)| {
+                (file, deletion::delete(databases, file, &pending))
+            };
+            to_do.into_iter().map(delete).collect::<Vec<_>>()
+        });
+        for (file, what) in done.await.unwrap_or_default() {
+            match what {
+                Deletion::Settled if self.deleted.try_send(file).is_ok() => drop(self.settled.insert(file)),
+                Deletion::Open => drop(self.in_use.insert(file)),
+                // Tried again.
+                Deletion::Settled | Deletion::Unknown => {}
+            }
+        }
     }
 
     fn plan(&mut self, changed: Option<BTreeSet<DurableFileId>>) -> Plan {
@@ -330,6 +383,13 @@ impl Reconciler {
             };
             let changed: BTreeSet<_> = changed.filter(|_| !has_lost_records).unwrap_or_else(all);
             let mut plan = Plan { index: state.applied().map(|log_id| log_id.index), ..Plan::default() };
+            let is_ours = |pending: &DeletePending| {
+                pending.arbiter != Arbiter::Cluster
+                    && self.incarnation.is_some()
+                    && pending.state == DeleteState::Due(self.incarnation)
+            };
+            let due = state.deletes_pending().filter(|(_, pending)| is_ours(pending));
+            plan.delete.extend(due.map(|(file, pending)| (file, pending.clone())));
             for id in changed {
                 match state.open(id) {
                     Some(open) => {
@@ -499,6 +559,13 @@ impl Reconciler {
             }
         }
     }
+}
+
+/// What a pass could not do.
+struct Left {
+    unplaced: BTreeSet<DurableFileId>,
+    /// Whether a file is still to be deleted.
+    undeleted: bool,
 }
 
 #[derive(Debug)]

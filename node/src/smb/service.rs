@@ -53,6 +53,9 @@ const LOOK_AT_THE_DYING_EVERY: Duration = Duration::from_millis(2);
 /// Orphans that are waiting to be closed because somebody has their files. More of them are tried again.
 const CONTRADICTED_MAX: usize = 1024;
 
+/// Deleted files that wait to be reported. More are deleted when there is room again.
+const DELETED_MAX: usize = 1024;
+
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
 
@@ -220,6 +223,7 @@ impl SmbService {
         let node = NodeId(config.node.id);
         let left_behind = Arc::new(LeftBehind::default());
         let (contradicted, to_close) = mpsc::channel(CONTRADICTED_MAX);
+        let (deleted, to_report) = mpsc::channel(DELETED_MAX);
         let reconciler = Reconciler::new(
             Arc::clone(&raft),
             Arc::clone(&tracker),
@@ -228,6 +232,7 @@ impl SmbService {
             Arc::clone(&settings),
             Tdb::load()?,
             contradicted,
+            deleted,
         );
         let (reconciled, found) = (reconciler.reconciled(), reconciler.found());
         tokio::spawn(reconciler.run(stop.clone()));
@@ -237,6 +242,7 @@ impl SmbService {
             tokio::spawn(Arc::clone(&lookout).run(Arc::clone(&tracker), stop.clone()));
         }
         tokio::spawn(Arc::clone(&lookout).close_contradicted(to_close));
+        tokio::spawn(Arc::clone(&lookout).report_deleted(to_report));
         let service = Self {
             raft,
             lease,
@@ -591,7 +597,7 @@ impl Incarnation {
     ) -> Result<Result<Option<Reply>, RequestError>, ConnectionError> {
         let pid = connection.pid();
         match change {
-            Change::Store { database: Database::TconGlobal, key, value } => {
+            Change::Store { database: Database::TconGlobal, key, value, .. } => {
                 Ok(self.tree_connect(settings, pid, &key, &value).await.map(Some))
             }
             Change::Delete { database: Database::TconGlobal, key } => {

@@ -1,8 +1,8 @@
 //! `Record`, and what is in it of `Node`, `Break`, `WaitingRequest` and `DeletePending`.
 
 use statedb::{
-    Awaited, Break, BreakTarget, DeletePending, DeleteState, DurableFileId, FileKey, Incarnation, Instance,
-    LeaseState, Node, NodeId, NodeState, Record, ServingNode, ShareName, Timestamp, WaitingRequest,
+    Arbiter, Awaited, Break, BreakTarget, DeletePending, DeleteState, DurableFileId, FileKey, Incarnation,
+    Instance, LeaseState, Node, NodeId, NodeState, Record, ServingNode, ShareName, Timestamp, WaitingRequest,
 };
 
 use super::enumerations::optional;
@@ -204,6 +204,13 @@ fn delete_record(file: FileKey, pending: &DeletePending) -> pb::DeleteRecord {
         share: pending.share.to_string(),
         path: pending.path.as_ref().to_owned(),
         state: Some(state),
+        arbiter: match pending.arbiter {
+            // As it was stored before there were others.
+            Arbiter::Cluster => smb::Arbiter::Unspecified,
+            Arbiter::SmbServer | Arbiter::SmbCluster => smb::Arbiter::from(pending.arbiter),
+        }
+        .into(),
+        image: pending.image.to_vec(),
     }
 }
 
@@ -214,5 +221,12 @@ fn delete_pending(record: pb::DeleteRecord) -> Result<(FileKey, DeletePending), 
         PbDeleteState::Due(due) => DeleteState::Due(due.to.map(Into::into)),
     };
     let file = required(MESSAGE, "file", record.file)?.into();
-    Ok((file, DeletePending { share: ShareName::new(&record.share), path: record.path.into(), state }))
+    let pending = DeletePending {
+        share: ShareName::new(&record.share),
+        path: record.path.into(),
+        arbiter: optional(MESSAGE, "arbiter", record.arbiter)?.unwrap_or(Arbiter::Cluster),
+        image: record.image.into(),
+        state,
+    };
+    Ok((file, pending))
 }

@@ -91,6 +91,14 @@ pub enum Request {
         /// The complete new value.
         value: Vec<u8>,
     },
+    /// May the record of this open be stored, which the last CREATE of this process has made to delete its file when it is
+    /// closed (FILE_DELETE_ON_CLOSE)? No record says so.
+    StoreDeleting {
+        /// Under which key.
+        key: Vec<u8>,
+        /// The complete new value.
+        value: Vec<u8>,
+    },
     /// May this record be deleted? It is deleted only after [`Reply::Proceed`].
     Delete {
         /// Where.
@@ -219,6 +227,7 @@ mod kind {
     pub(super) const RECORDS: u8 = 0x04;
     pub(super) const ABANDON: u8 = 0x05;
     pub(super) const LOOK: u8 = 0x06;
+    pub(super) const STORE_DELETING: u8 = 0x07;
     pub(super) const WELCOME: u8 = 0x81;
     pub(super) const PROCEED: u8 = 0x82;
     pub(super) const REFUSE: u8 = 0x83;
@@ -245,6 +254,12 @@ impl Request {
                 let payload = 1 + bytes_len(key) + bytes_len(value);
                 let mut frame = Encoder::begin(out, kind::STORE, request_id, payload)?;
                 frame.u8(*database as u8);
+                frame.bytes(key);
+                frame.bytes(value);
+            }
+            Self::StoreDeleting { key, value } => {
+                let payload = bytes_len(key) + bytes_len(value);
+                let mut frame = Encoder::begin(out, kind::STORE_DELETING, request_id, payload)?;
                 frame.bytes(key);
                 frame.bytes(value);
             }
@@ -289,6 +304,9 @@ impl Request {
                 key: decoder.bytes("key")?,
                 value: decoder.bytes("value")?,
             },
+            kind::STORE_DELETING => {
+                Self::StoreDeleting { key: decoder.bytes("key")?, value: decoder.bytes("value")? }
+            }
             kind::DELETE => Self::Delete { database: decoder.database()?, key: decoder.bytes("key")? },
             kind::LOOK => Self::Look { database: decoder.database()?, key: decoder.bytes("key")? },
             kind::RECORDS => Self::Records {
@@ -599,6 +617,7 @@ mod tests {
             Request::Hello { protocol: PROTOCOL, instance: *b"sixteen bytes!!!", main_pid: 17, pid: 4711 },
             Request::Store { database: Database::OpenGlobal, key: vec![0, 0, 0, 9], value: vec![3; 648] },
             Request::Store { database: Database::Locking, key: Vec::new(), value: Vec::new() },
+            Request::StoreDeleting { key: vec![0, 0, 0, 9], value: vec![3; 648] },
             Request::Delete { database: Database::TconGlobal, key: vec![1, 2, 3, 4] },
             Request::Look { database: Database::OpenGlobal, key: vec![9, 8, 7, 6] },
             Request::Records { records: Vec::new() },

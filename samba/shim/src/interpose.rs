@@ -11,7 +11,7 @@ use frame::{Database, DatabaseFile, Request, TdbError};
 use crate::concern::{self, Change};
 use crate::libtdb::{self, Context, Data, Parser};
 use crate::sidecar::{self, Verdict};
-use crate::{chain_locks, databases, fence, process};
+use crate::{chain_locks, create_file, databases, fence, process};
 
 /// Remembers which database was opened. The first of the five makes this process part of an instance.
 ///
@@ -275,7 +275,10 @@ unsafe fn refuses_store(tdb: *mut Context, key: Data, pieces: &[Data]) -> bool {
             left_out -= skipped;
             value.extend_from_slice(bytes.get(skipped..).unwrap_or_default());
         }
-        Some(Request::Store { database, key, value })
+        Some(match database {
+            Database::OpenGlobal if create_file::deletes_file() => Request::StoreDeleting { key, value },
+            database => Request::Store { database, key, value },
+        })
     })
 }
 

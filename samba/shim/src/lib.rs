@@ -18,6 +18,7 @@
 //! | `interpose` | the exported functions; the only place that libtdb's callers see |
 //! | `libtdb` | the real functions, and libtdb's types |
 //! | `databases` | which `TDB_CONTEXT` is which database, and what was refused last |
+//! | `create_file` | whether the last CREATE has made an open that deletes its file |
 //! | `chain_locks` | how many locks this process holds |
 //! | `concern` | which calls concern the cluster: a pure function of the page |
 //! | `process` | one start of `smbd` and the processes forked from it |
@@ -43,6 +44,7 @@
 
 mod chain_locks;
 mod concern;
+mod create_file;
 mod databases;
 mod fence;
 mod interpose;

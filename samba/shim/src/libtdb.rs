@@ -1,4 +1,5 @@
-//! libtdb as its callers see it: the types of its ABI, and the real functions behind the interposed ones.
+//! libtdb as its callers see it: the types of its ABI, and the real functions behind the interposed ones; and one of
+//! Samba's own.
 //!
 //! The real functions are looked up when they are first needed, not when this library is loaded: at that time
 //! libtdb may not be there yet.
@@ -91,6 +92,7 @@ macro_rules! real {
         /// # Safety
         ///
         /// As for libtdb's function of this name.
+        #[allow(clippy::too_many_arguments, reason = "one of Samba's functions has so many")]
         pub(crate) unsafe fn $name($($argument: $type),*) -> $result {
             static SYMBOL: Symbol = Symbol::new(
                 // The name with its closing zero byte is a C string by construction.
@@ -131,7 +133,17 @@ real! {
     fn tdb_fetch(tdb: *mut Context, key: Data) -> Data, else Data::NULL;
     fn tdb_chainlock(tdb: *mut Context, key: Data) -> c_int, else -1;
     fn tdb_chainunlock(tdb: *mut Context, key: Data) -> c_int, else -1;
+    fn smb_vfs_call_create_file(
+        handle: *mut c_void, req: *mut c_void, dirfsp: *mut c_void, smb_fname: *mut c_void, access_mask: u32,
+        share_access: u32, create_disposition: u32, create_options: u32, file_attributes: u32,
+        oplock_request: u32, lease: *const c_void, allocation_size: u64, private_flags: u32, sd: *mut c_void,
+        ea_list: *mut c_void, result: *mut c_void, pinfo: *mut c_void, in_context_blobs: *const c_void,
+        out_context_blobs: *mut c_void
+    ) -> u32, else INTERNAL_ERROR;
 }
+
+/// STATUS_INTERNAL_ERROR: Samba lacks a function that it has called.
+const INTERNAL_ERROR: u32 = 0xC000_00E5;
 
 /// Fetches a record, past the interposed functions: what is really stored.
 ///

@@ -22,6 +22,7 @@ impl State {
         match request {
             Request::Disconnect(_)
             | Request::Close(_)
+            | Request::FileDeleted(_)
             | Request::ServeShare(_)
             | Request::ReleaseShare(_) => Ok(()),
             Request::Grant(_) | Request::Update(_) | Request::Reclaim(_) if is_decided_by_cluster => {

@@ -49,6 +49,12 @@ impl State {
     /// deadline.
     pub(super) fn lose_connection(&mut self, id: DurableFileId, keeper: Option<Owner>) -> Option<Timestamp> {
         let open = self.opens.get(id)?;
+        if deletes_its_file(open) {
+            let (description, arbiter) = (open.description.clone(), open.arbiter);
+            self.set_delete_pending(&description, arbiter);
+            self.close_open(id, None);
+            return None;
+        }
         if !open.description.outlives_its_connection() || loses_its_locks(open) {
             self.close_open(id, None);
             return None;
@@ -129,6 +135,16 @@ impl State {
             }
         }
     }
+}
+
+/// Whether a durable open of an SMB server that decides for itself does not outlive its connection because its file is
+/// deleted with it. Samba keeps no such open, whether it was made to delete the file or the file was marked later, and says
+/// so itself when it loses the client cleanly. Here nobody does.
+fn deletes_its_file(open: &Open) -> bool {
+    let description = &open.description;
+    open.arbiter != Arbiter::Cluster
+        && matches!(description.durability, Durability::DurableV1 | Durability::DurableV2)
+        && (description.delete_on_close || description.create_options.deletes_on_close())
 }
 
 /// Whether a durable open has byte-range locks and no write caching, without which nothing keeps others from the ranges

@@ -35,7 +35,7 @@ pub struct CreateOptions(pub u32);
 
 impl CreateOptions {
     /// FILE_DELETE_ON_CLOSE.
-    const DELETE_ON_CLOSE: u32 = 0x0000_1000;
+    pub const DELETE_ON_CLOSE: u32 = 0x0000_1000;
 
     /// Whether the file shall be deleted when the open is closed.
     pub(super) fn deletes_on_close(self) -> bool {
@@ -295,6 +295,7 @@ impl State {
         self.refuse_conflict(owner, arbiter, description)?;
         self.record_contradictions(owner, arbiter, description);
         let state = OpenState::Connected { owner, session: None };
+        self.keep_reopened_file(description.file);
         self.put_open(Open { description: description.clone(), arbiter, state });
         Ok(Outcome::Granted)
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::caching::Cause;
 use super::command::Operation;
 use super::ids::{DurableFileId, FileKey, LeaseId, Owner};
+use super::node::Arbiter;
 use super::open::{Durability, Open};
 use super::outcome::{Outcome, Rejection};
 use super::state::State;
@@ -126,7 +127,7 @@ impl State {
         let Some(open) = self.opens.get(id) else { return };
         let description = open.description.clone();
         if is_pending {
-            self.set_delete_pending(&description);
+            self.set_delete_pending(&description, Arbiter::Cluster);
         } else {
             self.clear_delete_pending(description.file);
         }

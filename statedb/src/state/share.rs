@@ -43,6 +43,7 @@ impl State {
         for open in kept_elsewhere {
             self.lose_connection(open, None);
         }
+        self.assign_deletes_of_share(share, owner);
         Ok(Outcome::ShareServed)
     }
 

@@ -45,7 +45,7 @@
 //! CONTEXTS     [DHnQ] [DHnC=ID] [DH2Q=GUID [timeout=T]] [DH2C=ID/GUID] [persistent]
 //! LETTERS      of r, w and d: FILE_READ_DATA or FILE_SHARE_READ, and so on
 //! DESCRIPTION  create_guid= client_guid= user= share= file= oplock= oplock_state= durability= timeout=
-//!              locks=N, bytes=N of image
+//!              locks=N, bytes=N of image; [delete-on-close]
 //! any command  at=T, when it was proposed (else when the one before it was); term=N
 //! a request    sequence=N (else the next), first_outstanding=N (else its own: all before it are answered)
 //! ```
@@ -109,6 +109,7 @@ scripts! {
     break_in_flight,
     clean_loss_then_crash,
     cluster_time,
+    deletion_after_a_death,
     exactly_once,
     expiry,
     fencing,

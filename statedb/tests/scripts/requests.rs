@@ -224,6 +224,11 @@ fn describe(base: OpenDescription, args: &mut Arguments<'_>, files: &mut Files) 
         durable_owner: args.take("user", |user| Ok(Sid(user.into())))?.unwrap_or(base.durable_owner),
         share: args.take("share", share_name)?.unwrap_or(base.share),
         file: args.take("file", text)?.map_or(base.file, |name| files.key(&name)),
+        create_options: CreateOptions(if args.has("delete-on-close") {
+            DELETE_ON_CLOSE
+        } else {
+            base.create_options.0
+        }),
         oplock: args.take("oplock", oplock)?.unwrap_or(base.oplock),
         oplock_state: args.take("oplock_state", oplock_state)?.unwrap_or(base.oplock_state),
         durability: args.take("durability", durability)?.unwrap_or(base.durability),

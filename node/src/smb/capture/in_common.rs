@@ -101,7 +101,7 @@ impl Capture {
                 }
                 (Changed::Changed, Database::Locking | Database::Leases) if local.is_none() => {
                     found.changed.replaces.push(ImageDigest::of(&description.image));
-                    found.changed.opens.push(image.describe(description.share));
+                    found.changed.opens.push(described(&image, &description));
                 }
                 _ => {}
             }

@@ -372,8 +372,7 @@ fn records() -> Named<Record> {
             awaited,
         }))
     };
-    let delete =
-        |state| Record::Delete(FILE, DeletePending { share: share(), path: "dir/file.txt".into(), state });
+    let delete = |state| Record::Delete(FILE, delete_pending(Arbiter::Cluster, &[], state));
     vec![
         ("meta", meta(0)),
         ("node-up", Record::Node(NodeId(1), node)),
@@ -392,6 +391,10 @@ fn records() -> Named<Record> {
         ("delete-pending", delete(DeleteState::Pending)),
         ("node-smb-cluster", Record::Node(NodeId(1), together)),
         ("delete-due", delete(DeleteState::Due(Some(OWNER)))),
+        (
+            "delete-due-smb-server",
+            Record::Delete(FILE, delete_pending(Arbiter::SmbServer, b"image", DeleteState::Due(None))),
+        ),
     ]
 }
 
@@ -454,4 +457,8 @@ fn golden_bytes(message: &str, name: &str, encode: impl FnOnce() -> Vec<u8>) -> 
         std::fs::write(&file, encode()).expect("writable");
     }
     std::fs::read(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()))
+}
+
+fn delete_pending(arbiter: Arbiter, image: &[u8], state: DeleteState) -> DeletePending {
+    DeletePending { share: share(), path: "dir/file.txt".into(), arbiter, image: image.into(), state }
 }

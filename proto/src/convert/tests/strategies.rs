@@ -492,11 +492,9 @@ pub(super) fn record() -> impl Strategy<Value = Record> {
         .prop_map(|(to, required, ack_until)| Break { to, required, ack_until });
     let delete_state =
         prop_oneof![Just(DeleteState::Pending), option::of(owner()).prop_map(DeleteState::Due),];
-    let pending = (share_name(), path(), delete_state).prop_map(|(share, path, state)| DeletePending {
-        share,
-        path,
-        state,
-    });
+    let pending = (share_name(), path(), select(&ARBITERS[..]), image(), delete_state).prop_map(
+        |(share, path, arbiter, image, state)| DeletePending { share, path, arbiter, image, state },
+    );
     prop_oneof![
         (option::of(log_id), until(), any::<u64>()).prop_map(|(applied, now, next_event)| Record::Meta {
             applied,
