@@ -34,6 +34,12 @@ const ANSWERS_ITSELF_WITHIN: Duration = Duration::from_secs(2);
 /// How long open connections may take to end when this process is told to.
 const SHUTDOWN_WITHIN: Duration = Duration::from_secs(2);
 
+/// How many threads run the tasks of a node. What one change of an open needs is a chain of short steps, each of which wakes
+/// the next: on one thread that costs nothing, and between threads a system call and often the sleep of a processor. One
+/// thread does thousands of changes a second, and leaves the other processors to `smbd`. What takes long has threads of
+/// its own: the disk, libtdb, snapshots.
+const WORKERS: usize = 1;
+
 /// Runs this node until it is told to end.
 ///
 /// # Errors
@@ -41,8 +47,9 @@ const SHUTDOWN_WITHIN: Duration = Duration::from_secs(2);
 /// If it cannot start, or cannot go on: with what failed and what to do.
 pub fn run(config: Config) -> anyhow::Result<()> {
     allow_all_descriptors();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let result = runtime.block_on(run_until_stopped(Arc::new(config)));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
+    // Not on this thread, which would have to be woken for it.
+    let result = runtime.block_on(async { tokio::spawn(run_until_stopped(Arc::new(config))).await })?;
     // Whatever still blocks a thread does not keep a process that is done.
     runtime.shutdown_timeout(SHUTDOWN_WITHIN);
     result

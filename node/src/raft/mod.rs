@@ -241,6 +241,8 @@ pub struct RaftNode {
     metrics: WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>,
     /// The leader in the metrics, which change with every entry: thousands may wait for another leader.
     leader: watch::Receiver<Option<NodeId>>,
+    /// Why Raft cannot go on, once it cannot.
+    failure: watch::Receiver<Option<String>>,
     applied: Arc<AppliedState>,
     stores: Arc<applied_writer::Status>,
     peers: Peers,
@@ -278,7 +280,8 @@ impl RaftNode {
             .map_err(|error| StartError::Raft(error.to_string()))?;
         let metrics = raft.metrics();
         let (leader_sender, leader) = watch::channel(None);
-        tokio::spawn(tell_leader(metrics.clone(), leader_sender));
+        let (failure_sender, failure) = watch::channel(None);
+        tokio::spawn(digest(metrics.clone(), leader_sender, failure_sender));
         let clock = Mutex::default();
         let node = Arc::new(Self {
             id,
@@ -288,6 +291,7 @@ impl RaftNode {
             raft,
             metrics,
             leader,
+            failure,
             applied,
             stores,
             peers,
@@ -312,19 +316,12 @@ impl RaftNode {
     /// Waits until Raft has failed, and returns why: a store that lied or is full, usually. The node must
     /// then end. After [`Self::shutdown`] this never returns.
     pub async fn failed(&self) -> RaftFailed {
-        let mut metrics = self.metrics.clone();
-        loop {
-            match &metrics.borrow_watched().running_state {
-                Err(openraft::errors::Fatal::Stopped) | Ok(()) => {}
-                Err(fatal) => {
-                    let store_failure = self.stores.failure().map(|error| chain(error).to_string());
-                    return RaftFailed(store_failure.unwrap_or_else(|| fatal.to_string()));
-                }
-            }
-            if metrics.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        }
+        let mut failure = self.failure.clone();
+        let Ok(failure) = failure.wait_for(Option::is_some).await else {
+            return std::future::pending().await;
+        };
+        let store_failure = self.stores.failure().map(|error| chain(error).to_string());
+        RaftFailed(store_failure.or_else(|| failure.clone()).unwrap_or_default())
     }
 
     /// The service that peers talk to, to be added to a gRPC server. `answers` has what is not Raft's to answer.
@@ -675,15 +672,29 @@ impl RaftNode {
     }
 }
 
-/// Tells who leads, whenever that changes. Ends with Raft.
-async fn tell_leader(
+/// Tells who leads, whenever that changes, and why Raft ends if it fails. Ends with Raft. The one task that wakes with
+/// every change of the metrics, of which there are several for each entry.
+async fn digest(
     mut metrics: WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>,
     leader: watch::Sender<Option<NodeId>>,
+    failure: watch::Sender<Option<String>>,
 ) {
     loop {
-        let newest = metrics.borrow_watched().current_leader.map(NodeId);
+        let (newest, fatal) = {
+            let metrics = metrics.borrow_watched();
+            let fatal = match &metrics.running_state {
+                Err(openraft::errors::Fatal::Stopped) | Ok(()) => None,
+                Err(fatal) => Some(fatal.to_string()),
+            };
+            (metrics.current_leader.map(NodeId), fatal)
+        };
         leader.send_if_modified(|known| std::mem::replace(known, newest) != newest);
+        if fatal.is_some() {
+            failure.send_replace(fatal);
+        }
         if metrics.changed().await.is_err() {
+            // Kept as long as somebody may ask: without Raft there is no other leader and no other failure.
+            failure.closed().await;
             return;
         }
     }

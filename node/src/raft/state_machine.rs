@@ -5,8 +5,8 @@
 //! that it caused, finds its effects in the state.
 
 use std::io;
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Instant;
+use std::sync::{Arc, PoisonError, RwLock, TryLockError};
+use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftStateMachine};
@@ -34,6 +34,9 @@ pub(super) const APPLY_BATCH_MAX: usize = 256;
 
 /// How many batches of news a listener may be behind before it has to look at the state as a whole.
 const NEWS_LEN: usize = 1024;
+
+/// Between two looks whether a copy of the state is finished.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(1);
 
 /// The tables of the stored copy. The numbers are on disk.
 const NODES: Table = Table::new(1);
@@ -137,6 +140,14 @@ impl AppliedState {
         (machine.state.now(), machine.time_since)
     }
 
+    /// Waits until the state is not being copied. Whoever waited for the lock instead would take the thread from all
+    /// other tasks, signs of life among them.
+    async fn copied(&self) {
+        while matches!(self.machine.try_write(), Err(TryLockError::WouldBlock)) {
+            tokio::time::sleep(LOOK_AGAIN_AFTER).await;
+        }
+    }
+
     pub(super) fn watch(&self) -> watch::Receiver<Option<statedb::LogId>> {
         self.applied.subscribe()
     }
@@ -201,12 +212,17 @@ impl StateMachine {
         self.writer.clone()
     }
 
-    fn snapshot(&self) -> SnapshotOf<TypeConfig, SnapshotState> {
-        let machine = self.shared.machine.read().unwrap_or_else(PoisonError::into_inner);
-        SnapshotOf::<TypeConfig, _> {
-            meta: machine.snapshot_meta(),
-            snapshot: SnapshotState(machine.state.clone()),
-        }
+    /// A copy of the whole state, made on a thread where it may take its time.
+    async fn snapshot(&self) -> io::Result<SnapshotOf<TypeConfig, SnapshotState>> {
+        let shared = Arc::clone(&self.shared);
+        let copy = tokio::task::spawn_blocking(move || {
+            let machine = shared.machine.read().unwrap_or_else(PoisonError::into_inner);
+            SnapshotOf::<TypeConfig, _> {
+                meta: machine.snapshot_meta(),
+                snapshot: SnapshotState(machine.state.clone()),
+            }
+        });
+        copy.await.map_err(io::Error::other)
     }
 }
 
@@ -367,6 +383,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             let batch = batch.into_iter().collect::<io::Result<Vec<_>>>()?;
             let mut applied_entries = Vec::with_capacity(batch.len());
             let mut answers = Vec::with_capacity(batch.len());
+            self.shared.copied().await;
             let (applied, changes, events, meta, stored_changes) = {
                 let mut machine = self.shared.machine.write().unwrap_or_else(PoisonError::into_inner);
                 let time_before = machine.state.now();
@@ -431,7 +448,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<SnapshotOf<TypeConfig, SnapshotState>>> {
-        let snapshot = self.snapshot();
+        let snapshot = self.snapshot().await?;
         Ok(snapshot.meta.last_log_id.is_some().then_some(snapshot))
     }
 }
@@ -442,7 +459,7 @@ impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
     /// A snapshot of memory, as of now. The stored copy is brought as far on disk, because Raft purges the
     /// log up to here next.
     async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<TypeConfig, SnapshotState>> {
-        let snapshot = self.snapshot();
+        let snapshot = self.snapshot().await?;
         self.writer.sync().await.map_err(io::Error::other)?;
         Ok(snapshot)
     }
