@@ -121,6 +121,8 @@ pub struct Connection {
     peer: UCred,
     /// The request that is being decided.
     request_id: u32,
+    /// What came with it, because the process expects that it will be needed.
+    expected: Vec<Record>,
 }
 
 impl Connection {
@@ -131,7 +133,7 @@ impl Connection {
     /// If the kernel does not say who is at the other end.
     pub fn new(stream: UnixStream) -> io::Result<Self> {
         let peer = stream.peer_cred()?;
-        Ok(Self { stream, received: FrameBuffer::new(), peer, request_id: 0 })
+        Ok(Self { stream, received: FrameBuffer::new(), peer, request_id: 0, expected: Vec::new() })
     }
 
     /// The process at the other end.
@@ -167,10 +169,10 @@ impl Connection {
     ///
     /// If the connection fails or what comes makes no sense.
     pub async fn next_question(&mut self) -> Result<Option<Question>, ConnectionError> {
+        let mut ahead = None;
         loop {
             let Some((request_id, request)) = self.receive().await? else { return Ok(None) };
-            self.request_id = request_id;
-            return Ok(Some(match request {
+            let question = match request {
                 Request::Store { database, key, value } => {
                     Question::Change(Change::Store { database, key, value, deletes_file: false })
                 }
@@ -180,19 +182,33 @@ impl Connection {
                 }
                 Request::Delete { database, key } => Question::Change(Change::Delete { database, key }),
                 Request::Look { database: Database::OpenGlobal, key } => Question::Look { key },
+                Request::Records { records } if ahead.is_none() => {
+                    ahead = Some((request_id, records));
+                    continue;
+                }
                 // It has told smbd so; the change it was about is off.
                 Request::Abandon { .. } => continue,
                 other => return Err(self.unexpected(&other, "a store, a delete or a look at an open")),
-            }));
+            };
+            self.request_id = request_id;
+            let expected = ahead.filter(|(of_request, _)| *of_request == request_id);
+            self.expected = expected.map_or_else(Vec::new, |(_, records)| records);
+            return Ok(Some(question));
         }
     }
 
-    /// Asks the process for records of its own databases; `None` if it cannot read them and has refused the change.
+    /// Asks the process for records of its own databases, unless they came with its request; `None` if it cannot read them
+    /// and has refused the change.
     ///
     /// # Errors
     ///
     /// If the process does not answer that.
     pub async fn fetch(&mut self, keys: Vec<RecordKey>) -> Result<Option<Vec<Record>>, ConnectionError> {
+        let has = |record: &Record, key: &RecordKey| record.database == key.database && record.key == key.key;
+        let expected = keys.iter().map(|key| self.expected.iter().find(|record| has(record, key)).cloned());
+        if let Some(records) = expected.collect() {
+            return Ok(Some(records));
+        }
         self.reply(&Reply::Need { keys }).await?;
         match self.receive_within(PEER_ANSWERS_WITHIN).await? {
             (request_id, Request::Records { records }) if request_id == self.request_id => Ok(Some(records)),

@@ -209,7 +209,9 @@ impl SmbService {
             fence_tick_ns: u64::try_from(timing.heartbeat_interval().as_nanos() / 2).unwrap_or(u64::MAX),
             open_global_durable_min_len: samba::allocator::open_global_durable_min_len(settings.layout),
         };
-        let tracker = Tracker::new(PageWriter::open(&samba.run_dir.join(frame::PAGE_FILE), limits)?);
+        let mut page = PageWriter::open(&samba.run_dir.join(frame::PAGE_FILE), limits)?;
+        page.set_locking_prelude(samba::records::LOCKING_PRELUDE);
+        let tracker = Tracker::new(page);
         // The nodes of a ctdb cluster look for free ids in one database.
         if !settings.is_clustered() {
             let slot =

@@ -17,7 +17,8 @@
 //!
 //! A connection begins with [`Request::Hello`], answered by [`Reply::Welcome`] or a refusal. After that a
 //! process has at most one request outstanding. [`Reply::Need`] is not a final answer: the process sends the
-//! records ([`Request::Records`]) under the same request id and goes on waiting. After a lost connection the
+//! records ([`Request::Records`]) under the same request id and goes on waiting. Records that it expects to be asked for
+//! it sends ahead of its request, under the same id; they are the answer to any need that they cover. After a lost connection the
 //! process says Hello again and repeats its outstanding request, so the sidecar may see a request whose first
 //! copy has been acted on already. A new request id supersedes the outstanding one: the process has given
 //! that up.
@@ -116,7 +117,8 @@ pub enum Request {
         /// Which.
         key: Vec<u8>,
     },
-    /// The answer to [`Reply::Need`]: the same keys in the same order.
+    /// The answer to [`Reply::Need`]: the same keys in the same order. Or, ahead of a request, a guess at what it will
+    /// need.
     Records {
         /// The records as they are now.
         records: Vec<Record>,

@@ -27,7 +27,7 @@ pub mod page;
 mod tdb;
 
 pub use frame::{FrameBuffer, FrameError, Record, RecordKey, Reply, Request};
-pub use page::{Limits, NodeSlot, PageError, PageReader, PageWriter};
+pub use page::{Limits, NodeSlot, PageError, PageReader, PageWriter, Prelude};
 pub use tdb::{CTDB_HEADER_LEN, Database, DatabaseFile, TdbError};
 
 /// The environment variable that names the run directory. Where it is unset, the shim passes everything

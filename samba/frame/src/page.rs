@@ -17,7 +17,7 @@
 //!      48        4  in_use_version               odd while in_use_record is being changed
 //!      52        4  in_use_len                   bytes used of in_use_record
 //!      56        4  look_at_all                  1: every open's record is asked about before it is looked at
-//!      60        4  (zero)
+//!      60        4  locking_prelude              fixed_len, then item_len, 16 bits each; 0 until it is known
 //!      64     1024  in_use_record                an open_global value that Samba takes for "in use"
 //!    1088     3008  (zero)
 //!    4096   131072  ids                          2^20 bits; bit (id mod 2^20) per tracked persistent id
@@ -89,7 +89,7 @@ struct Layout {
     in_use_version: AtomicU32,
     in_use_len: AtomicU32,
     look_at_all: AtomicU32,
-    zero: [u8; 4],
+    locking_prelude: AtomicU32,
     in_use_record: [AtomicU64; IN_USE_RECORD_MAX / 8],
     zero_to_page_end: [u8; 3008],
     ids: [AtomicU64; ID_BITS / 64],
@@ -101,6 +101,7 @@ struct Layout {
 const _: () = {
     assert!(mem::offset_of!(Layout, instance_tag) == 16);
     assert!(mem::offset_of!(Layout, in_use_version) == 48);
+    assert!(mem::offset_of!(Layout, locking_prelude) == 60);
     assert!(mem::offset_of!(Layout, in_use_record) == 64);
     assert!(mem::offset_of!(Layout, ids) == 4096);
     assert!(mem::offset_of!(Layout, files) == 135_168);
@@ -117,6 +118,25 @@ pub struct Limits {
     /// The length from which on an `open_global` value may be that of a durable open. Values below it are
     /// stored without a question, unless their id is tracked.
     pub open_global_durable_min_len: u32,
+}
+
+/// How a value of `locking.tdb` begins: with who waits for the record and who holds its lock, which concerns nobody but
+/// the processes of one node. It begins with a u32, the count of items.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prelude {
+    /// The bytes that are always there, the count included.
+    pub fixed_len: u16,
+    /// The bytes of an item.
+    pub item_len: u16,
+}
+
+impl Prelude {
+    /// What comes after the prelude, and so says something about opens. Nothing in a value that is too short.
+    pub fn rest_of(self, value: &[u8]) -> &[u8] {
+        let count = value.first_chunk().map_or(0, |count| u64::from(u32::from_le_bytes(*count)));
+        let len = u64::from(self.fixed_len) + count * u64::from(self.item_len);
+        usize::try_from(len).ok().and_then(|len| value.get(len..)).unwrap_or_default()
+    }
 }
 
 /// Which eighth of the persistent ids belongs to a node.
@@ -368,6 +388,13 @@ impl PageWriter {
         self.elsewhere.insert(&self.mapping.layout().elsewhere, persistent_id, id_bit(persistent_id));
     }
 
+    /// Tells processes how the values of `locking.tdb` begin, so that they need not ask about stores that change nothing
+    /// after that.
+    pub fn set_locking_prelude(&mut self, prelude: Prelude) {
+        let packed = u32::from(prelude.fixed_len) | u32::from(prelude.item_len) << 16;
+        self.mapping.layout().locking_prelude.store(packed, Ordering::SeqCst);
+    }
+
     /// Says that the open with this persistent id is this node's, or nobody's any more.
     pub fn clear_elsewhere(&mut self, persistent_id: u32) {
         self.elsewhere.remove(&self.mapping.layout().elsewhere, &persistent_id, id_bit(persistent_id));
@@ -492,6 +519,13 @@ impl PageReader {
     /// How often to look at [`Self::serving_until`].
     pub fn fence_tick_ns(&self) -> u64 {
         self.mapping.layout().fence_tick_ns.load(Ordering::SeqCst)
+    }
+
+    /// How values of `locking.tdb` begin, if the sidecar has said so.
+    pub fn locking_prelude(&self) -> Option<Prelude> {
+        let packed = self.mapping.layout().locking_prelude.load(Ordering::SeqCst);
+        let prelude = Prelude { fixed_len: packed as u16, item_len: (packed >> 16) as u16 };
+        (packed != 0).then_some(prelude)
     }
 
     /// The length from which on an `open_global` value may be that of a durable open.

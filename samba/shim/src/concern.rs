@@ -2,7 +2,7 @@
 //! call of `smbd`: a few memory loads, no system call.
 
 use frame::page::IN_USE_RECORD_MAX;
-use frame::{Database, DatabaseFile, PageReader};
+use frame::{Database, DatabaseFile, PageReader, Prelude};
 
 /// What is about to happen to a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +46,14 @@ pub(crate) fn must_look(page: Option<&PageReader>, file: DatabaseFile, key: &[u8
     file.is_clustered
         && file.database == Database::OpenGlobal
         && page.is_some_and(|page| global_id(key).is_some_and(|id| page.must_look(id)))
+}
+
+/// Whether two values of `locking.tdb` say the same about opens. A record that is not there is an empty value; zeros after
+/// the prelude are counts of nothing.
+pub(crate) fn says_the_same(prelude: Prelude, stored: &[u8], new: &[u8]) -> bool {
+    let [stored, new] = [stored, new].map(|value| prelude.rest_of(value));
+    let is_nothing = |rest: &[u8]| rest.iter().all(|byte| *byte == 0);
+    stored == new || (is_nothing(stored) && is_nothing(new))
 }
 
 /// The record to show Samba's allocator of persistent ids for a key that has none here, if this node must not
@@ -184,6 +192,23 @@ mod tests {
         for database in Database::ALL {
             assert!(must_ask(None, database, &[0; 4], STORE));
         }
+    }
+
+    #[test]
+    fn only_what_comes_after_the_prelude_of_share_modes_says_something() {
+        let prelude = Prelude { fixed_len: 6, item_len: 2 };
+        let watched = |items: &[[u8; 2]], lock: [u8; 2], rest: &[u8]| {
+            let count = u32::try_from(items.len()).expect("few").to_le_bytes();
+            [&count[..], items.as_flattened(), &lock, rest].concat()
+        };
+        let stored = watched(&[], [1, 1], b"open");
+        assert!(says_the_same(prelude, &stored, &watched(&[[7, 7]], [2, 2], b"open")));
+        assert!(!says_the_same(prelude, &stored, &watched(&[], [1, 1], b"opem")));
+        assert!(!says_the_same(prelude, &stored, &watched(&[], [1, 1], &[0; 4])));
+        assert!(!says_the_same(prelude, &stored, &[]));
+        assert!(says_the_same(prelude, &[], &watched(&[[7, 7]], [2, 2], &[0; 4])));
+        // More items than there are bytes: nothing can be said of it, so it says nothing.
+        assert!(!says_the_same(prelude, &stored, &[0xff; 9]));
     }
 
     #[test]

@@ -6,12 +6,12 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 
 use frame::page::IN_USE_RECORD_MAX;
-use frame::{Database, DatabaseFile, Request, TdbError};
+use frame::{Database, DatabaseFile, PageReader, Record, RecordKey, Request, TdbError};
 
 use crate::concern::{self, Change};
 use crate::libtdb::{self, Context, Data, Parser};
 use crate::sidecar::{self, Verdict};
-use crate::{chain_locks, create_file, databases, fence, process};
+use crate::{chain_locks, create_file, databases, fence, process, recent};
 
 /// Remembers which database was opened. The first of the five makes this process part of an instance.
 ///
@@ -265,6 +265,7 @@ unsafe fn refuses_store(tdb: *mut Context, key: Data, pieces: &[Data]) -> bool {
     }
     // SAFETY: promised by the caller.
     let key = unsafe { key.as_slice() };
+    recent::note(database, key);
     refuses(database, key, Change::Store { value_len }, |key| {
         let mut value = copied(value_len)?;
         let mut left_out = header_len;
@@ -310,11 +311,13 @@ unsafe fn refuses_look(tdb: *mut Context, key: Data) -> bool {
     }
     keeping_errno(|| {
         let database = file.database;
-        let error = match ask(key, |key| Some(Request::Look { database, key })) {
-            Verdict::Proceed => return false,
-            Verdict::NoAnswer => TdbError::Io,
-            Verdict::Refuse(error) => error,
-        };
+        let error =
+            match copied_key(key).map(|key| sidecar::ask(&Request::Look { database, key }, Vec::new())) {
+                Some(Verdict::Proceed) => return false,
+                Some(Verdict::NoAnswer) => TdbError::Io,
+                Some(Verdict::Refuse(error)) => error,
+                None => TdbError::Oom,
+            };
         databases::set_refused(database, Some(error));
         true
     })
@@ -331,7 +334,18 @@ fn refuses(
         return false;
     }
     keeping_errno(|| {
-        let error = match (ask(key, request), database, change) {
+        let Some(request) = copied_key(key).and_then(request) else {
+            databases::set_refused(database, Some(TdbError::Oom));
+            return true;
+        };
+        if changes_nothing(&request) {
+            return false;
+        }
+        let expected = match database {
+            Database::OpenGlobal => sidecar::records_of(recent::keys()).unwrap_or_default(),
+            _ => Vec::new(),
+        };
+        let error = match (sidecar::ask(&request, expected), database, change) {
             (Verdict::Proceed, _, _) => return false,
             // A tree connect that nobody admitted may go without anybody's consent; where that fails, `smbd`
             // ends the connection instead of telling its client why.
@@ -344,16 +358,30 @@ fn refuses(
     })
 }
 
-/// Asks what `request` makes of a copy of the key.
-fn ask(key: &[u8], request: impl FnOnce(Vec<u8>) -> Option<Request>) -> Verdict {
-    let request = copied(key.len()).and_then(|mut copy| {
-        copy.extend_from_slice(key);
-        request(copy)
-    });
-    match request {
-        Some(request) => sidecar::ask(&request),
-        None => Verdict::Refuse(TdbError::Oom),
-    }
+/// Whether share modes stay what they are, as far as it concerns opens: the new value and the one that is stored differ
+/// only in who waits for the record and who holds its lock. The stored one is what the cluster knows, because no store
+/// was made without its consent.
+fn changes_nothing(request: &Request) -> bool {
+    let (database, key, value) = match request {
+        Request::Store { database, key, value } => (*database, key, value.as_slice()),
+        Request::Delete { database, key } => (*database, key, [].as_slice()),
+        _ => return false,
+    };
+    let (Database::Locking, Some(prelude)) = (database, fence::page().and_then(PageReader::locking_prelude))
+    else {
+        return false;
+    };
+    let stored = sidecar::records_of(vec![RecordKey { database, key: key.clone() }]);
+    let Some(Record { value: stored, .. }) = stored.ok().and_then(|mut stored| stored.pop()) else {
+        return false;
+    };
+    concern::says_the_same(prelude, stored.as_deref().unwrap_or_default(), value)
+}
+
+fn copied_key(key: &[u8]) -> Option<Vec<u8>> {
+    let mut copy = copied(key.len())?;
+    copy.extend_from_slice(key);
+    Some(copy)
 }
 
 /// Room for a copy, unless it can never be sent or there is no memory.

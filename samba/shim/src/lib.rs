@@ -50,6 +50,7 @@ mod fence;
 mod interpose;
 mod libtdb;
 mod process;
+mod recent;
 mod sidecar;
 mod syslog;
 

@@ -55,15 +55,15 @@ pub(crate) enum Verdict {
 }
 
 /// Asks the sidecar and waits for its verdict. Does not return where the verdict is that this process must
-/// end.
-pub(crate) fn ask(request: &Request) -> Verdict {
+/// end. `expected` are records that the sidecar may need to decide.
+pub(crate) fn ask(request: &Request, expected: Vec<Record>) -> Verdict {
     let Some(process) = process::current() else { return Verdict::Proceed };
     if !fence::is_armed() {
         Trouble::NoFence.say_once();
         return Verdict::Refuse(TdbError::Io);
     }
     fence::check();
-    let verdict = CONNECTION.with(|connection| connection.ask(process, request));
+    let verdict = CONNECTION.with(|connection| connection.ask(process, request, expected));
     // The lease may have ended while we waited. Then the verdict is worth nothing.
     fence::check();
     verdict
@@ -134,9 +134,13 @@ enum Failure {
 }
 
 impl Connection {
-    fn ask(&mut self, process: &Process, request: &Request) -> Verdict {
+    fn ask(&mut self, process: &Process, request: &Request, expected: Vec<Record>) -> Verdict {
         self.request_id = self.request_id.checked_add(1).unwrap_or(HELLO_ID + 1);
         let mut frame = Vec::new();
+        if !expected.is_empty() {
+            // What does not fit is left out: it will be asked for.
+            let _ = Request::Records { records: expected }.encode(self.request_id, &mut frame);
+        }
         if request.encode(self.request_id, &mut frame).is_err() {
             return Verdict::Refuse(TdbError::Oom);
         }
@@ -356,7 +360,7 @@ impl Connection {
 
 /// The records that the sidecar needs, as they are stored now. A database that this process has not opened
 /// holds nothing of the open that this is about.
-fn records_of(keys: Vec<RecordKey>) -> Result<Vec<Record>, TdbError> {
+pub(crate) fn records_of(keys: Vec<RecordKey>) -> Result<Vec<Record>, TdbError> {
     let mut records = Vec::new();
     for RecordKey { database, key } in keys {
         let value = match databases::context_of(database) {

@@ -5,7 +5,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use frame::frame::HEADER_LEN;
-use frame::{Database, NodeSlot, Record, RecordKey, Reply, Request, TdbError};
+use frame::{Database, NodeSlot, Prelude, Record, RecordKey, Reply, Request, TdbError};
 use support::{CTDB_HEADER, FENCE_TICK, Program, Rig, clustered, store};
 
 /// A lease that no test outlives by accident.
@@ -129,7 +129,7 @@ fn tracked_keys_are_asked_about_from_the_moment_they_are_tracked() {
 fn needed_records_are_sent_as_they_are_stored() {
     let mut rig = rig!();
     let (mut program, _connection) = rig.bound_program(LONG);
-    assert_eq!(program.call(&store(Database::Locking, FILE_ID, "c0ffee")), "ok");
+    assert_eq!(program.call(&store(Database::Brlock, FILE_ID, "c0ffee")), "ok");
     let file_id: Vec<u8> = (1..=24).collect();
 
     program.begin(&store(OPEN, "00000007", &"ab".repeat(100)));
@@ -142,12 +142,59 @@ fn needed_records_are_sent_as_they_are_stored() {
     assert_eq!(records.request_id, asked.request_id);
     let record = |database, value| Record { database, key: file_id.clone(), value };
     let expected =
-        vec![record(Database::Locking, Some(vec![0xc0, 0xff, 0xee])), record(Database::Brlock, None)];
+        vec![record(Database::Locking, None), record(Database::Brlock, Some(vec![0xc0, 0xff, 0xee]))];
     assert_eq!(records.request, Request::Records { records: expected });
     assert_eq!(program.answer_so_far(), None);
 
     asked.connection.reply(asked.request_id, Reply::Proceed);
     assert_eq!(program.answer(), "ok");
+}
+
+#[test]
+fn the_shared_records_stored_last_are_sent_ahead_of_an_open() {
+    let mut rig = rig!();
+    let (mut program, _connection) = rig.bound_program(LONG);
+    let (file_id, lease_key): (Vec<u8>, Vec<u8>) = ((1..=24).collect(), vec![0x11; 32]);
+    for (database, key, value) in [
+        (Database::Locking, "00".repeat(24), "0bad"),
+        (Database::Locking, FILE_ID.to_owned(), "c0ffee"),
+        (Database::Leases, "11".repeat(32), "ea5e"),
+    ] {
+        assert_eq!(program.call(&store(database, &key, value)), "ok");
+    }
+    program.begin(&store(OPEN, "00000007", &"ab".repeat(100)));
+    let ahead = rig.sidecar.next();
+    let record = |database, key: &Vec<u8>, value| Record { database, key: key.clone(), value };
+    let expected = vec![
+        record(Database::Locking, &file_id, Some(vec![0xc0, 0xff, 0xee])),
+        record(Database::Brlock, &file_id, None),
+        record(Database::Leases, &lease_key, Some(vec![0xea, 0x5e])),
+    ];
+    assert_eq!(ahead.request, Request::Records { records: expected });
+    let asked = rig.sidecar.next();
+    assert_eq!(asked.request_id, ahead.request_id);
+    assert!(matches!(asked.request, Request::Store { database: OPEN, .. }));
+    asked.connection.reply(asked.request_id, Reply::Proceed);
+    assert_eq!(program.answer(), "ok");
+}
+
+#[test]
+fn share_modes_that_stay_the_same_are_stored_without_a_question() {
+    let mut rig = rig!();
+    let (mut program, _connection) = rig.bound_program(LONG);
+    rig.sidecar.page.set_file(&(1..=24).collect::<Vec<u8>>());
+    rig.sidecar.page.set_locking_prelude(Prelude { fixed_len: 6, item_len: 2 });
+    let [empty, opened, locked, changed] =
+        ["00000000aaaa00", "00000000aaaaff", "010000007777bbbbff", "00000000aaaafe"];
+    let locking = |value| store(Database::Locking, FILE_ID, value);
+    assert_eq!(program.call(&locking(empty)), "ok");
+    assert_eq!(rig.sidecar.proceed(&mut program, &locking(opened)), "ok");
+    assert_eq!(program.call(&locking(locked)), "ok");
+    assert_eq!(rig.sidecar.proceed(&mut program, &locking(changed)), "ok");
+    assert_eq!(rig.sidecar.proceed(&mut program, &locking(empty)), "ok");
+    assert_eq!(program.call(&format!("delete {} {FILE_ID}", Database::Locking)), "ok");
+    // Of locks each byte counts.
+    assert_eq!(rig.sidecar.proceed(&mut program, &store(Database::Brlock, FILE_ID, empty)), "ok");
 }
 
 #[test]

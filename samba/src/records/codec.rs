@@ -195,6 +195,13 @@ pub(super) fn encode_tcon_global(layout: Layout, tcon: &TconGlobal) -> Vec<u8> {
 /// The length of a watcher.
 const WATCHER_LEN: usize = ServerId::LEN + size_of::<u64>();
 
+/// How a record of `locking.tdb` begins, in all layouts: the count of watchers and these, who holds the lock exclusively,
+/// and the epochs of the lock and of the data. The processes that share it follow.
+pub const LOCKING_PRELUDE: frame::Prelude = frame::Prelude {
+    fixed_len: (size_of::<u32>() + ServerId::LEN + 2 * size_of::<u64>()) as u16,
+    item_len: WATCHER_LEN as u16,
+};
+
 pub(super) fn decode_locking(layout: Layout, value: &[u8]) -> Result<LockingRecord, RecordError> {
     let mut reader = NdrReader::new(Database::Locking, value);
     if value.is_empty() {

@@ -23,6 +23,7 @@ mod v4_25;
 mod version_0;
 
 pub use brlock::BrlockEntry;
+pub use codec::LOCKING_PRELUDE;
 pub use error::{Problem, RecordError};
 pub use identity::{Holder, NtTime, SecurityId, ServerId, UnixMicros, UnixNanos};
 pub use lease::{LeaseFile, LeaseRecord, lease_record_key};
