@@ -194,6 +194,26 @@ impl OpenImage {
         self.replace(Self { entry, data: data.clone(), lease, ..self.clone() })
     }
 
+    /// Whether the open has given up its oplock or lease since `before`, nothing else has happened to it, and nobody else has
+    /// the file open. `locking` is the value of the file's share modes that this image was brought up to date with.
+    pub fn has_only_let_go_since(&self, before: &Self, locking: &[u8]) -> Result<bool, ImageError> {
+        let as_before = Self {
+            entry: ShareModeEntry { op_type: before.entry.op_type, ..self.entry.clone() },
+            data: ShareModeData {
+                unique_content_epoch: before.data.unique_content_epoch,
+                flags: before.data.flags,
+                ..self.data.clone()
+            },
+            lease: before.lease.clone(),
+            ..self.clone()
+        };
+        if self.entry.op_type != ShareModeEntry::NO_OPLOCK || as_before != *before {
+            return Ok(false);
+        }
+        let locking = LockingRecord::decode(self.layout, locking)?;
+        Ok(locking.share_modes().is_some_and(|share_modes| share_modes.entries.len() == 1))
+    }
+
     /// Brings the image up to date with a new value of its lease; `None` when the record is deleted. A lease with
     /// another key is none of its business.
     pub fn update_lease(&mut self, key: &[u8], value: Option<&[u8]>) -> Result<Change, ImageError> {

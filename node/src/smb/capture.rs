@@ -553,7 +553,8 @@ impl Capture {
     ) -> Result<Effects, Refused> {
         let mut effects = Effects::default();
         for local in self.behind(database, key) {
-            let mut image = OpenImage::decode_for(self.settings.layout, &local.description.image)?;
+            let before = OpenImage::decode_for(self.settings.layout, &local.description.image)?;
+            let mut image = before.clone();
             let change = match database {
                 Database::Locking => image.update_locking(value)?,
                 Database::Brlock => image.update_brlock(value)?,
@@ -562,6 +563,14 @@ impl Capture {
             };
             match change {
                 Changed::Same => {}
+                // So begins a close; the delete of the open's own record follows, and says it all. If it was no close,
+                // somebody has made it give way. He stores an entry of his own before his client hears of it, and with
+                // that this is reported.
+                Changed::Changed
+                    if database == Database::Locking
+                        && local.process == Some(process)
+                        && !self.settings.is_clustered()
+                        && image.has_only_let_go_since(&before, value.unwrap_or_default())? => {}
                 Changed::Changed => {
                     effects.changed.push((local.agreed, described(&image, &local.description)));
                 }
