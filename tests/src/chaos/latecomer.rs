@@ -31,6 +31,9 @@ const OPENS: usize = 4;
 /// Between two looks at the connection.
 const PAUSE: Duration = Duration::from_millis(30);
 
+/// A death so shortly before it leaves may still hold up what has to be agreed on.
+const LEAD: Duration = Duration::from_secs(5);
+
 /// How long it waits for everybody else to be let in. After that it stays away for no longer.
 const OTHERS_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -107,7 +110,9 @@ impl Latecomer {
 
     /// Stays away until its opens are just about to end, or have just ended.
     async fn stay_away(&self, world: &World, too_late: bool, left: bool) {
-        let Some(lost) = self.opens.iter().map(|open| open.confirmed).min() else { return };
+        let Some((lost, node)) = self.opens.iter().map(|open| (open.confirmed, open.node)).min() else {
+            return;
+        };
         if !too_late {
             time::sleep_until((lost + TIMEOUT - MARGIN).into()).await;
             return;
@@ -116,9 +121,8 @@ impl Latecomer {
             world.seats(|seats| {
                 let share = seats[self.traveller.number].share;
                 let mut others = seats.iter().filter(|seat| seat.share == share && !seat.comes_late);
-                others.all(|seat| {
-                    seat.settled && seat.arrival.as_ref().is_some_and(|arrival| arrival.at > lost)
-                })
+                let is_in = |arrival: &Arrival| arrival.at > lost || arrival.node != node;
+                others.all(|seat| seat.settled && seat.arrival.as_ref().is_some_and(is_in))
             })
         };
         let others = async {
@@ -129,7 +133,17 @@ impl Latecomer {
         };
         // If nobody else has lost his connection, there was no death to wait for.
         let _ = time::timeout(OTHERS_TIMEOUT, others).await;
-        time::sleep(TIMEOUT + MARGIN).await;
+        // A death makes cluster time stand still for a moment, also one that has nothing to do with this client.
+        let lead = if left { LEAD } else { Duration::ZERO };
+        let mut since = Instant::now() - lead;
+        loop {
+            time::sleep(TIMEOUT + MARGIN).await;
+            let struck = world.oracle.count(|account| account.blow.as_ref().map(|blow| blow.at));
+            if struck.is_none_or(|struck| struck < since) {
+                return;
+            }
+            since = Instant::now();
+        }
     }
 
     /// Claims everything, and closes what it gets.

@@ -261,7 +261,7 @@ impl Writer {
                         Phase::Still => world.seat(number, |seat| {
                             seat.still.get_or_insert_default();
                         }),
-                        Phase::Work if self.traveller.rng.random_ratio(1, 60) => {
+                        Phase::Work if self.traveller.rng.random_ratio(1, 250) => {
                             self.intrude(&world, &arrival).await?;
                         }
                         Phase::Work => {}
