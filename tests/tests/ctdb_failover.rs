@@ -7,7 +7,7 @@ use harness::{
     samba::{SambaTools, samba_or_skip},
     smb_client::{
         AccessMask, Client, CreateRequest, Lease, LeaseState, NtStatus, Opened, OplockLevel, Session,
-        ShareAccess, Tree,
+        ShareAccess, SmbError, Tree,
     },
     workload::{Promise, Wish},
 };
@@ -25,11 +25,22 @@ async fn connect(cluster: &Cluster, client: &Client, node: usize) -> (Session, T
     (session, share)
 }
 
-/// As a client comes back: in place of the session that it had.
+/// As a client comes back: in place of the session that it had, and again if the connection breaks, as it may while CTDB
+/// recovers.
 async fn reconnect(cluster: &Cluster, client: &Client, lost: &Session, node: usize) -> (Session, Tree) {
-    let session = client.reconnect(cluster.smb_address(node), lost.id()).await.unwrap();
-    let share = session.tree_connect(&cluster.share(node)).await.unwrap();
-    (session, share)
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let connected = async {
+            let session = client.reconnect(cluster.smb_address(node), lost.id()).await?;
+            let share = session.tree_connect(&cluster.share(node)).await?;
+            Ok::<_, SmbError>((session, share))
+        };
+        match connected.await {
+            Ok(connected) => return connected,
+            Err(err) => assert!(err.status().is_none() && Instant::now() < deadline, "{err}"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 /// Every kind of durable open, with locks and data.
