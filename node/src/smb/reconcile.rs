@@ -131,6 +131,16 @@ impl Reconciled {
     }
 }
 
+/// Where the reconciler reports what the cluster has to hear of.
+#[derive(Debug)]
+pub struct Reports {
+    /// Orphans that cannot be placed because somebody has their files whom they would have kept out: they are to be
+    /// closed.
+    pub contradicted: mpsc::Sender<DurableFileId>,
+    /// Files that were deleted for a dead `smbd`.
+    pub deleted: mpsc::Sender<FileKey>,
+}
+
 /// The task that does it.
 pub struct Reconciler {
     raft: Arc<RaftNode>,
@@ -140,8 +150,7 @@ pub struct Reconciler {
     settings: Arc<Settings>,
     libtdb: Arc<Tdb>,
     progress: watch::Sender<Progress>,
-    contradicted: mpsc::Sender<DurableFileId>,
-    deleted: mpsc::Sender<FileKey>,
+    reports: Reports,
     found: watch::Sender<Option<Found>>,
     /// The incarnation whose databases `held` is about. Another one starts with empty databases.
     incarnation: Option<Owner>,
@@ -168,9 +177,7 @@ struct Plan {
 }
 
 impl Reconciler {
-    /// A reconciler for the databases of the `smbd` beside this node. It tells `contradicted` of orphans that cannot be
-    /// placed because somebody has their files whom they would have kept out: they are to be closed. It tells `deleted` of
-    /// files that it has deleted for a dead `smbd`.
+    /// A reconciler for the databases of the `smbd` beside this node.
     #[must_use]
     pub fn new(
         raft: Arc<RaftNode>,
@@ -179,8 +186,7 @@ impl Reconciler {
         left_behind: Arc<LeftBehind>,
         settings: Arc<Settings>,
         libtdb: Tdb,
-        contradicted: mpsc::Sender<DurableFileId>,
-        deleted: mpsc::Sender<FileKey>,
+        reports: Reports,
     ) -> Self {
         Self {
             raft,
@@ -190,8 +196,7 @@ impl Reconciler {
             settings,
             libtdb: Arc::new(libtdb),
             progress: watch::Sender::default(),
-            contradicted,
-            deleted,
+            reports,
             found: watch::Sender::default(),
             incarnation: None,
             has_looked: false,
@@ -365,7 +370,9 @@ impl Reconciler {
         });
         for (file, what) in done.await.unwrap_or_default() {
             match what {
-                Deletion::Settled if self.deleted.try_send(file).is_ok() => drop(self.settled.insert(file)),
+                Deletion::Settled if self.reports.deleted.try_send(file).is_ok() => {
+                    self.settled.insert(file);
+                }
                 Deletion::Open => drop(self.in_use.insert(file)),
                 // Tried again.
                 Deletion::Settled | Deletion::Unknown => {}
@@ -514,7 +521,7 @@ impl Reconciler {
                 }
                 Placed::Contradicted => {
                     warn!(durable_file_id = %id, "somebody has come to the file of an orphan before it was in place, and contradicts it");
-                    if self.contradicted.try_send(id).is_err() {
+                    if self.reports.contradicted.try_send(id).is_err() {
                         again.extend(shares.get_key_value(&id).map(|(id, share)| (*id, share.clone())));
                     }
                 }

@@ -28,7 +28,7 @@ use super::keys;
 use super::left_behind::LeftBehind;
 use super::look::{Lookout, Smbd};
 use super::processes::{Processes, is_doomed, is_going};
-use super::reconcile::{Found, Reconciled, Reconciler};
+use super::reconcile::{Found, Reconciled, Reconciler, Reports};
 use super::tracker::Tracker;
 use crate::config::{Config, SambaConfig, Timing};
 use crate::lease::ServiceLease;
@@ -233,8 +233,7 @@ impl SmbService {
             Arc::clone(&left_behind),
             Arc::clone(&settings),
             Tdb::load()?,
-            contradicted,
-            deleted,
+            Reports { contradicted, deleted },
         );
         let (reconciled, found) = (reconciler.reconciled(), reconciler.found());
         tokio::spawn(reconciler.run(stop.clone()));
