@@ -482,11 +482,8 @@ fn shares_change_hands_by_way_of_nobody(before: &State, after: &State, found: &m
 }
 
 fn opens_stay_the_same_open(earlier: &Open, later: &Open, found: &mut Vec<String>) {
-    let (earlier, later) = (&earlier.description, &later.description);
-    if (earlier.create_guid, &earlier.durable_owner, &earlier.share, earlier.file)
-        != (later.create_guid, &later.durable_owner, &later.share, later.file)
-    {
-        found.push(format!("open {} has become another one", later.durable_file_id));
+    if !earlier.description.is_same_open(&later.description) {
+        found.push(format!("open {} has become another one", later.description.durable_file_id));
     }
 }
 

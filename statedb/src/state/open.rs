@@ -178,10 +178,12 @@ impl OpenDescription {
         self.oplock.lease().map(|lease| LeaseId { client_guid: self.client_guid, key: lease.key })
     }
 
-    /// Whether both describe the same open, if in different moments.
-    fn is_same_open(&self, other: &Self) -> bool {
+    /// Whether `other` describes the same open at a later moment. It may have lost its CreateGuid: Samba forgets it when a
+    /// client that has asked for the open with one claims it without (DHnC, MS-SMB2 2.2.13.2.4).
+    pub(super) fn is_same_open(&self, other: &Self) -> bool {
+        let has_forgotten_guid = other.create_guid == CreateGuid::default();
         self.durable_file_id == other.durable_file_id
-            && self.create_guid == other.create_guid
+            && (self.create_guid == other.create_guid || has_forgotten_guid)
             && self.durable_owner == other.durable_owner
             && self.share == other.share
             && self.file == other.file
@@ -504,8 +506,13 @@ mod tests {
 
     #[test]
     fn is_the_same_open_whatever_may_change() {
-        let open = description(Durability::DurableV2, Oplock::Batch, OplockState::Held);
+        let create_guid = CreateGuid([9; 16]);
+        let open = OpenDescription {
+            create_guid,
+            ..description(Durability::DurableV2, Oplock::Batch, OplockState::Held)
+        };
         let changed = OpenDescription {
+            create_guid: CreateGuid::default(),
             client_guid: ClientGuid([1; 16]),
             path: "renamed.txt".into(),
             oplock: Oplock::None,
