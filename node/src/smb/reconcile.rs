@@ -141,15 +141,6 @@ pub struct Reports {
     pub deleted: mpsc::Sender<FileKey>,
 }
 
-/// What only the log can settle that the reconciler comes upon.
-#[derive(Debug)]
-pub struct Findings {
-    /// Orphans that cannot be placed because somebody has their files whom they would have kept out: they are to be closed.
-    pub contradicted: mpsc::Sender<DurableFileId>,
-    /// Files that were deleted for a dead `smbd`.
-    pub deleted: mpsc::Sender<FileKey>,
-}
-
 /// The task that does it.
 pub struct Reconciler {
     raft: Arc<RaftNode>,
