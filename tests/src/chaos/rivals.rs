@@ -129,7 +129,11 @@ impl Rival {
             Err(err) => {
                 own.history.note(format!("node {}: {err}", arrival.node));
                 let nobody_asked = now.attempts == own.then.attempts && own.then.waiting == 0;
-                if nobody_asked || err.status() != Some(NtStatus::OBJECT_NAME_NOT_FOUND) {
+                // The second is what smbd says if the cluster has given the open up in the very moment in which it
+                // was claimed.
+                let is_gone = [Some(NtStatus::OBJECT_NAME_NOT_FOUND), Some(NtStatus::NOT_FOUND)]
+                    .contains(&err.status());
+                if nobody_asked || !is_gone {
                     let what = format!("{}: {err}", register.path);
                     world.oracle.lost(own.node, own.confirmed, what, &own.history);
                 } else {

@@ -153,6 +153,8 @@ statuses! {
     BAD_NETWORK_NAME = 0xC000_00CC;
     /// The open, its session or its tree connect was ended by the server.
     FILE_CLOSED = 0xC000_0128;
+    /// What was asked for is not there.
+    NOT_FOUND = 0xC000_0225;
     /// The session is not, or no longer, known.
     USER_SESSION_DELETED = 0xC000_0203;
     /// The file exists and cannot be had now; for a persistent handle: its owner may still come back.
