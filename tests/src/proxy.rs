@@ -42,6 +42,10 @@ use crate::{net, smb_client::NtStatus};
 /// How long a node may take to accept a connection before the next one is tried.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long a node may take to notice that a client has closed a connection, and how often that is looked at.
+const LETS_GO_WITHIN: Duration = Duration::from_secs(2);
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(1);
+
 /// Bytes carried from one side to the other at a time.
 const BUFFER_LEN: usize = 64 << 10;
 
@@ -219,6 +223,7 @@ impl Proxy {
             current: 0,
             connections: 0,
             open: BTreeMap::new(),
+            leaving: Vec::new(),
             pumps: JoinSet::new(),
             closed,
             log: log.clone(),
@@ -287,6 +292,8 @@ struct Router {
     /// Connections accepted so far.
     connections: usize,
     open: BTreeMap<usize, OpenConnection>,
+    /// Connections that clients have closed, by the node that may not have noticed yet.
+    leaving: Vec<(usize, OwnedFd)>,
     pumps: JoinSet<()>,
     closed: mpsc::Sender<ClosedReport>,
     log: Log,
@@ -297,17 +304,13 @@ impl Router {
         loop {
             tokio::select! {
                 report = closed_reports.recv() => {
-                    let ClosedReport { connection, backend, acted_on } =
-                        report.expect("the router holds a sender");
-                    self.client_closed(connection).await;
-                    // The pump may have been cut short.
-                    let _ = acted_on.send(!self.cut_off.contains(&backend));
+                    self.act_on(report.expect("the router holds a sender")).await;
                 }
                 accepted = listener.accept() => {
                     // An error belongs to that one connection (accept(2)).
                     if let Ok((client, _)) = accepted {
                         self.act_on_unread_closes().await;
-                        self.route(client).await;
+                        self.route(client, &mut closed_reports).await;
                     }
                 }
                 Some(_) = self.pumps.join_next() => {}
@@ -329,25 +332,37 @@ impl Router {
         }
     }
 
+    async fn act_on(&mut self, ClosedReport { connection, backend, acted_on }: ClosedReport) {
+        self.client_closed(connection).await;
+        // The pump may have been cut short.
+        let _ = acted_on.send(!self.cut_off.contains(&backend));
+    }
+
     async fn client_closed(&mut self, connection: usize) {
         // Absent: acted on already, or what served it was killed.
-        let Some(OpenConnection { backend, peer, .. }) = self.open.remove(&connection) else { return };
+        let Some(OpenConnection { backend, peer, server, .. }) = self.open.remove(&connection) else {
+            return;
+        };
         self.log.note(Event::ClosedByClient { connection });
         let harm = match self.plan.mode {
-            Mode::Pin | Mode::RoundRobin => return,
+            Mode::Pin | Mode::RoundRobin => None,
             Mode::Switch => {
                 self.current = self.after(backend);
-                return;
+                None
             }
-            Mode::KillSplit if connection > 1 => return,
-            Mode::Kill | Mode::KillSplit => Harm::Kill,
-            Mode::KillChild => Harm::KillChild { peer },
-            Mode::Partition => Harm::CutOff,
+            Mode::KillSplit if connection > 1 => None,
+            Mode::Kill | Mode::KillSplit => Some(Harm::Kill),
+            Mode::KillChild => Some(Harm::KillChild { peer }),
+            Mode::Partition => Some(Harm::CutOff),
         };
         // In a partition, connections to the lost side live on and may be closed later.
-        if self.harms == self.plan.harms_max || self.cut_off.contains(&backend) {
+        if self.cut_off.contains(&backend) {
             return;
         }
+        let Some(harm) = harm.filter(|_| self.harms < self.plan.harms_max) else {
+            self.leaving.push((backend, server));
+            return;
+        };
         self.harm(backend, harm).await;
         if harm != (Harm::KillChild { peer }) {
             self.current = self.after(backend);
@@ -371,7 +386,23 @@ impl Router {
         }
     }
 
-    async fn route(&mut self, client: TcpStream) {
+    /// Waits until a node has noticed what clients have closed there. An smbd refuses a client who comes back before
+    /// its old process has let go of his open, with or without Holdfast; that is not what is tried here.
+    async fn has_let_go(&mut self, backend: usize, closed_reports: &mut mpsc::Receiver<ClosedReport>) {
+        let deadline = time::Instant::now() + LETS_GO_WITHIN;
+        let holds_on = |(of, server): &(usize, OwnedFd)| *of == backend && !has_hung_up(server);
+        while self.leaving.iter().any(holds_on) && time::Instant::now() < deadline {
+            tokio::select! {
+                report = closed_reports.recv() => {
+                    self.act_on(report.expect("the router holds a sender")).await;
+                }
+                () = time::sleep(LOOK_AGAIN_AFTER) => {}
+            }
+        }
+        self.leaving.retain(|(of, _)| *of != backend);
+    }
+
+    async fn route(&mut self, client: TcpStream, closed_reports: &mut mpsc::Receiver<ClosedReport>) {
         self.connections += 1;
         let connection = self.connections;
         let first = match self.plan.mode {
@@ -379,6 +410,7 @@ impl Router {
             Mode::RoundRobin | Mode::Switch | Mode::Kill | Mode::Partition => self.current,
             Mode::KillSplit => usize::from(connection > 1) % self.backends.len(),
         };
+        self.has_let_go(first, closed_reports).await;
         let Some((backend, upstream)) = self.connect(first).await else {
             self.log.note(Event::Refused { connection });
             return;
