@@ -282,6 +282,7 @@ impl Reconciler {
             let own = state.opens().filter(|open| open.holder() == Some(incarnation));
             own.map(|open| (open.description.durable_file_id, open.deadline().is_some())).collect()
         });
+        let has_own = !own.is_empty();
         let looked = self.on_databases(move |databases| {
             let records = own.into_iter().map(|(id, is_disconnected)| {
                 Ok::<_, PlaceError>((databases.open_global(id)?, is_disconnected))
@@ -295,6 +296,8 @@ impl Reconciler {
                 warn!(error = %chain(&error), "the records of this smbd's opens cannot be read, trying again");
                 return false;
             }
+            // An smbd that has just started has nothing yet to be learned about.
+            None if !has_own => (Vec::new(), Vec::new()),
             None => return false,
         };
         let mut opens = Vec::new();
