@@ -570,6 +570,8 @@ async fn child_that_proposes_until_it_fails() {
     let propose = async {
         loop {
             let _ = node.propose(register(91)).await;
+            // A node that has failed refuses without waiting for anything.
+            tokio::task::yield_now().await;
         }
     };
     let failure = tokio::select! {
