@@ -333,9 +333,13 @@ mod tests {
         let mut command = Command::new("/bin/sh");
         command.args(["-c", "trap 'kill $!; exit 0' TERM; sleep 60 & wait"]);
         let mut group = ProcessGroup::spawn(command).unwrap();
+        // A child that is still the shell would lose the signal: it has a handler until it becomes `sleep`.
+        let is_sleep = |pid: &i32| {
+            fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim_end() == "sleep")
+        };
         let all = loop {
             let all = group.members();
-            if all.len() == 2 {
+            if all.iter().any(is_sleep) {
                 break all;
             }
             tokio::time::sleep(POLL_INTERVAL).await;

@@ -7,6 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use frame::page::NODE_SLOTS;
 use frame::{Database, RecordKey};
 use harness::cluster::{Cluster, ClusterOptions};
 use harness::samba::{SambaSite, SambaTools, Smbd, SmbdOptions};
@@ -21,7 +22,7 @@ const LOCKED_AT_MOST: Duration = Duration::from_secs(5);
 /// The program under test, with the sidecar in it.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_demo");
 
-/// That many random ids are not by chance all in the same eighth.
+/// That many random ids are not by chance all of the same slot.
 const OPENS: usize = 16;
 
 /// Every version that is there.
@@ -160,13 +161,13 @@ async fn smbd_of_each_version_draws_ids_of_its_own_node_alone() {
         let cluster = Cluster::start(options).await.unwrap();
         let session = Client::new(cluster.credentials()).connect(cluster.smb_address(0)).await.unwrap();
         let share = session.tree_connect(&cluster.share(0)).await.unwrap();
-        let mut eighths = BTreeSet::new();
+        let mut slots = BTreeSet::new();
         for file in 0..OPENS {
             let request = CreateRequest::durable_v2_with_lease(format!("file{file}"));
             let open = share.create(request).await.unwrap();
             assert!(open.is_durable(), "Samba {layout}");
-            eighths.insert(open.file_id().persistent >> 29);
+            slots.insert(open.file_id().persistent % u64::from(NODE_SLOTS));
         }
-        assert_eq!(eighths.len(), 1, "Samba {layout}: ids from {eighths:?} of eight");
+        assert_eq!(slots.len(), 1, "Samba {layout}: ids of the slots {slots:?}");
     }
 }

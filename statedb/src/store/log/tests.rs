@@ -235,23 +235,28 @@ fn child_that_appends_until_it_cannot() {
     let log = LogStore::open(Path::new(&dir)).expect("opens");
     let mut next = log.state().expect("a state").last.map_or(0, |last| last.index + 1);
     let (sender, receiver) = mpsc::channel();
+    let report = |(index, result): (u64, Result<(), StoreError>)| match result {
+        Ok(()) => eprintln!("acknowledged {index}"),
+        Err(error) => eprintln!("failed {error}: {:?}", std::error::Error::source(&error)),
+    };
     loop {
         for _ in 0..8 {
             let index = next;
             next += 1;
-            let sender = sender.clone();
-            let on_synced =
-                Box::new(move |result: Result<(), StoreError>| drop(sender.send((index, result))));
+            let on_synced = {
+                let sender = sender.clone();
+                Box::new(move |result| drop(sender.send((index, result))))
+            };
             if let Err(error) = log.append([entry(1, index)], on_synced) {
+                drop(sender);
+                // Until the last append that was taken has been answered.
+                receiver.into_iter().for_each(report);
                 eprintln!("stopped {error}");
                 return;
             }
         }
-        while let Ok((index, result)) = receiver.recv_timeout(Duration::from_micros(200)) {
-            match result {
-                Ok(()) => eprintln!("acknowledged {index}"),
-                Err(error) => eprintln!("failed {error}: {:?}", std::error::Error::source(&error)),
-            }
+        while let Ok(answer) = receiver.recv_timeout(Duration::from_micros(200)) {
+            report(answer);
         }
     }
 }
