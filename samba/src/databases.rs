@@ -6,9 +6,11 @@
 //! - A share-mode entry with a lease is stored after the lease and deleted before it: smbd panics when it meets one
 //!   without.
 //! - An orphan is placed only where nobody stands in its way, and what was judged is what is there when it is placed.
+//! - It is placed under the name that its file has when it is placed, which no record may say yet.
 //! - Never two chain locks at once, so no order between them can be wrong; and nothing is asked of anybody under one.
 //! - See [`crate::tdb`] for when the databases may be open at all.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -67,6 +69,7 @@ pub struct Orphan<'a> {
 
 /// The databases of one running smbd that opens live in.
 pub struct LocalDatabases {
+    libtdb: Tdb,
     layout: Layout,
     store: Box<dyn RecordStore>,
     /// How long any single record may be waited for.
@@ -99,7 +102,7 @@ impl LocalDatabases {
             }
             Location::Clustered { socket } => Box::new(ClusterStore::open(libtdb, socket, lock_timeout)?),
         };
-        Ok(Self { layout, store, lock_timeout, alive: HashMap::new() })
+        Ok(Self { libtdb: *libtdb, layout, store, lock_timeout, alive: HashMap::new() })
     }
 
     /// The layout of their records, which the images of orphans that are placed here have too.
@@ -160,12 +163,11 @@ impl LocalDatabases {
     fn place(&mut self, orphan: &Orphan<'_>) -> Result<(), PlaceError> {
         // Who has died stays dead. Who lived may have died since.
         self.alive.retain(|_, alive| !*alive);
-        let image = orphan.image;
-        let (layout, id) = (self.layout, image.durable_file_id());
+        let (layout, id) = (self.layout, orphan.image.durable_file_id());
         let disconnected_at = NtTime::from(orphan.disconnected_at);
-        let stat = FileStat::read(image.cookie(), image.path())
-            .map_err(|source| PlaceError::File { id, source })?
-            .to_cookie(layout, &image.cookie().stat);
+        let (image, stat) = self.find_file(orphan.image).map_err(|source| PlaceError::File { id, source })?;
+        let (image, known_as) = (image.as_ref(), orphan.image.path());
+        let stat = stat.to_cookie(layout, &image.cookie().stat);
         let place_own = |local: Option<&OpenGlobal>, is_alive: IsAlive<'_>| {
             materialise::place_open_global(local, image, disconnected_at, &stat, is_alive)
         };
@@ -177,7 +179,7 @@ impl LocalDatabases {
         }
 
         let traces = self.decide(|is_alive| Traces::of_orphan(image, local.as_ref(), is_alive))?;
-        let placed = self.place_shared(image, traces).and_then(|()| {
+        let placed = self.place_shared(image, known_as, traces).and_then(|()| {
             self.edit(Table::OpenGlobal, &open_global_key(id), |local, is_alive| {
                 let local = local.map(|value| OpenGlobal::decode(layout, value)).transpose()?;
                 let edit = place_own(local.as_ref(), is_alive)?;
@@ -191,12 +193,29 @@ impl LocalDatabases {
         placed
     }
 
-    /// Places an orphan's part of the records that it shares with other opens, if nobody stands in its way.
-    fn place_shared(&mut self, image: &OpenImage, traces: Traces) -> Result<(), PlaceError> {
+    /// The metadata of an orphan's file, and the orphan under the name that the file has now.
+    fn find_file<'a>(&self, image: &'a OpenImage) -> Result<(Cow<'a, OpenImage>, FileStat), StatError> {
+        let cookie = image.cookie();
+        let (path, stat) = FileStat::find(cookie, image.path(), image.open_global().open_time)?;
+        if path == image.path() {
+            return Ok((Cow::Borrowed(image), stat));
+        }
+        let name_hash = self.libtdb.name_hash(&cookie.service_path, &path);
+        Ok((Cow::Owned(image.renamed(&path, name_hash)), stat))
+    }
+
+    /// Places an orphan's part of the records that it shares with other opens, if nobody stands in its way. There its
+    /// file may still be `known_as` something else.
+    fn place_shared(
+        &mut self,
+        image: &OpenImage,
+        known_as: &str,
+        traces: Traces,
+    ) -> Result<(), PlaceError> {
         let deadline = Instant::now() + self.lock_timeout;
         loop {
             let judged = self.judge(image, traces)?;
-            match self.place_judged(image, traces, &judged) {
+            match self.place_judged(image, known_as, traces, &judged) {
                 // Somebody has come or gone meanwhile, or is just doing so.
                 Err(
                     PlaceError::Changed { .. } | PlaceError::Materialise(MaterialiseError::Locked { .. }),
@@ -246,7 +265,13 @@ impl LocalDatabases {
         Ok(shared)
     }
 
-    fn place_judged(&mut self, image: &OpenImage, traces: Traces, judged: &Shared) -> Result<(), PlaceError> {
+    fn place_judged(
+        &mut self,
+        image: &OpenImage,
+        known_as: &str,
+        traces: Traces,
+        judged: &Shared,
+    ) -> Result<(), PlaceError> {
         let (layout, file) = (self.layout, image.file());
         let key = file_key(file);
         let unchanged = |local: Option<&[u8]>, judged: &Option<Vec<u8>>| {
@@ -266,7 +291,8 @@ impl LocalDatabases {
         })?;
         self.edit(Table::Locking, &key, |local, is_alive| {
             unchanged(local, &judged.locking)?;
-            let local = locking_record(layout, local, is_alive)?;
+            let mut local = locking_record(layout, local, is_alive)?;
+            local.iter_mut().for_each(|record| record.rename(known_as, image.path()));
             let edit = materialise::place_entry(local, image, traces)?;
             Ok((edit.map(|record| record.encode(layout)), ()))
         })

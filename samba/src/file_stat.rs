@@ -3,16 +3,33 @@
 //! The cookie of a durable open carries the metadata from the moment it was stored. Its client may have
 //! written since, and smbd refuses a reclaim when they differ, so they are read afresh when the open is
 //! materialised. That is safe because the share's gate lets nobody else at the file in between.
+//!
+//! # Where the file is
+//!
+//! smbd renames a file first and stores its new name then. If its node dies in between, all records say a name that the
+//! file does not have any more. So a file that is not under its name is looked for by its inode
+//! ([`FileStat::find`]). In doubt it is not found: a handle to another file is worse than none.
 
-use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::collections::VecDeque;
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use statedb::FileKey;
 use thiserror::Error;
 
-use crate::records::{CookieStat, DurableCookie, UnixNanos};
+use crate::records::{CookieStat, DurableCookie, NtTime, UnixNanos};
 use crate::version::Layout;
+
+/// A file that the open itself has made may be younger than the open by as much as a CREATE takes. One that is younger
+/// than that has got the inode of one that was deleted.
+pub const MADE_BY_THE_OPEN_WITHIN: Duration = Duration::from_secs(1);
+
+/// How many names of a share are looked at to find one file. That takes some ten milliseconds on a local disk, while
+/// clients wait at the gate, and it may be files of many opens that are not to be found.
+const LOOKED_AT_MAX: usize = 10_000;
 
 /// The metadata of a file at one moment.
 #[derive(Clone, Debug)]
@@ -38,6 +55,57 @@ impl FileStat {
             return Err(StatError::Replaced { path, expected: cookie.file, found });
         }
         Ok(stat)
+    }
+
+    /// Reads the metadata of the file of a durable open that was made at `opened_at`, and says where the file is: under
+    /// `path`, or where it was moved to since.
+    ///
+    /// It is looked for in its directory, and then in the rest of the share, among [`LOOKED_AT_MAX`] names.
+    pub fn find(
+        cookie: &DurableCookie,
+        path: &str,
+        opened_at: NtTime,
+    ) -> Result<(String, Self), StatError> {
+        match Self::read(cookie, path) {
+            Ok(stat) => Ok((path.to_owned(), stat)),
+            Err(error) if error.is_about_the_name() => Self::search(cookie, path, opened_at).ok_or(error),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Looks for a file that is not under `path`.
+    fn search(cookie: &DurableCookie, path: &str, opened_at: NtTime) -> Option<(String, Self)> {
+        let share = Path::new(&cookie.service_path);
+        let old_directory = Path::new(path).parent().unwrap_or(Path::new(""));
+        let mut directories = VecDeque::from([old_directory.to_owned()]);
+        if old_directory != Path::new("") {
+            directories.push_back(PathBuf::new());
+        }
+        let mut left = LOOKED_AT_MAX;
+        while let Some(directory) = directories.pop_front() {
+            // One that cannot be read, or is gone, has nothing to tell.
+            for entry in fs::read_dir(share.join(&directory)).into_iter().flatten().flatten() {
+                left = left.checked_sub(1)?;
+                let path = directory.join(entry.file_name());
+                if entry.file_type().is_ok_and(|of| of.is_dir()) && path != old_directory {
+                    directories.push_back(path);
+                } else if entry.ino() == cookie.file.inode
+                    && let Some(path) = path.to_str()
+                    && let Ok(stat) = Self::read(cookie, path)
+                    && !stat.may_be_younger_than(opened_at)
+                {
+                    return Some((path.to_owned(), stat));
+                }
+            }
+        }
+        None
+    }
+
+    /// Whether the file may have been made after an open that was made at `opened_at`.
+    fn may_be_younger_than(&self, opened_at: NtTime) -> bool {
+        let made_before =
+            self.0.created().ok().and_then(|made_at| made_at.checked_sub(MADE_BY_THE_OPEN_WITHIN));
+        made_before.is_none_or(|made_before| NtTime::from(made_before) > opened_at)
     }
 
     /// The metadata as smbd keeps them in a cookie; `before` is what the cookie had.
@@ -104,4 +172,14 @@ pub enum StatError {
         /// The file that is there.
         found: FileKey,
     },
+}
+
+impl StatError {
+    /// Whether the file may be there under another name.
+    fn is_about_the_name(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => source.kind() == ErrorKind::NotFound,
+            Self::Replaced { .. } => true,
+        }
+    }
 }

@@ -275,6 +275,27 @@ impl OpenImage {
         Self::decode(&image.encode())
     }
 
+    /// The same open of the same file, which has another path below the share's root by now. `name_hash` is smbd's hash
+    /// of it.
+    #[must_use]
+    pub fn renamed(&self, path: &str, name_hash: u32) -> Self {
+        let mut image = self.clone();
+        image.entry.name_hash = name_hash;
+        image.data.base_name = Some(path.to_owned());
+        if let Some(cookie) = &mut image.open_global.backend_cookie {
+            path.clone_into(&mut cookie.base_name);
+        }
+        if image.open_global.name_hash != 0 {
+            image.open_global.name_hash = name_hash;
+        }
+        let file = image.file();
+        let files = image.lease.iter_mut().flat_map(|lease| &mut lease.files);
+        for renamed in files.filter(|of_lease| of_lease.file == file) {
+            renamed.base_name = Some(path.to_owned());
+        }
+        image
+    }
+
     /// The image that [`OpenImage::encode`] has made these bytes of, [in the layout](Self::in_layout) of the smbd here.
     pub fn decode_for(layout: Layout, bytes: &[u8]) -> Result<Self, ImageError> {
         Self::decode(bytes)?.in_layout(layout)

@@ -16,7 +16,7 @@
 
 #![expect(unsafe_code, reason = "libtdb is a C library")]
 
-use std::ffi::{CString, c_char, c_int, c_uchar, c_void};
+use std::ffi::{CString, c_char, c_int, c_uchar, c_uint, c_void};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -83,6 +83,7 @@ struct Libtdb {
     store: unsafe extern "C" fn(Context, TdbData, TdbData, c_int) -> c_int,
     delete: unsafe extern "C" fn(Context, TdbData) -> c_int,
     traverse_read: unsafe extern "C" fn(Context, TraverseFn, *mut c_void) -> c_int,
+    jenkins_hash: unsafe extern "C" fn(*mut TdbData) -> c_uint,
     /// Whether databases are locked with robust mutexes on this machine.
     has_robust_mutexes: bool,
     /// Held while a database is opened or closed.
@@ -95,7 +96,7 @@ impl Libtdb {
     fn load() -> Result<Self, LibtdbError> {
         let failed = |source| LibtdbError::Library { source };
         // SAFETY: libtdb has no initialisation code, and the types of the functions are those of tdb.h, which
-        // has not changed them since libtdb 1.0 (`tdb_chainlock_nonblock`: 1.0.7).
+        // has not changed them since libtdb 1.0 (`tdb_chainlock_nonblock`: 1.0.7, `tdb_jenkins_hash`: 1.2.5).
         unsafe {
             let library = Library::new(LIBRARY).map_err(failed)?;
             let has_robust_mutexes: unsafe extern "C" fn() -> bool =
@@ -110,6 +111,7 @@ impl Libtdb {
                 store: *library.get(b"tdb_store\0").map_err(failed)?,
                 delete: *library.get(b"tdb_delete\0").map_err(failed)?,
                 traverse_read: *library.get(b"tdb_traverse_read\0").map_err(failed)?,
+                jenkins_hash: *library.get(b"tdb_jenkins_hash\0").map_err(failed)?,
                 has_robust_mutexes: has_robust_mutexes(),
                 list: Mutex::new(()),
                 _library: library,
@@ -137,6 +139,16 @@ impl Tdb {
         }
         let libtdb = Libtdb::load()?;
         Ok(Self(LOADED.get_or_init(|| libtdb)))
+    }
+
+    /// Samba's hash of a file's name, by which it tells hard links apart. Both are paths, the second below the first.
+    #[must_use]
+    pub fn name_hash(&self, service_path: &str, path: &str) -> u32 {
+        // With the zero byte at its end.
+        let name = format!("{}/{path}\0", service_path.trim_end_matches('/'));
+        let mut key = TdbData::of(name.as_bytes());
+        // SAFETY: it reads what `key` says, and writes nothing.
+        unsafe { (self.0.jenkins_hash)(&raw mut key) }
     }
 }
 

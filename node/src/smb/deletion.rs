@@ -21,15 +21,12 @@ use rustix::fs::{
 use rustix::io::Errno;
 use samba::OpenImage;
 use samba::databases::LocalDatabases;
+use samba::file_stat::MADE_BY_THE_OPEN_WITHIN;
 use samba::records::NtTime;
 use statedb::{DeletePending, FileKey};
 use tracing::{error, info};
 
 use crate::telemetry::chain;
-
-/// A file that the open itself has made may be younger than the open by as much as a CREATE takes. One that is younger
-/// than that has got the inode of one that was deleted.
-const MADE_BY_THE_OPEN_WITHIN: Duration = Duration::from_secs(1);
 
 /// What came of a deletion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -242,6 +242,15 @@ impl LockingRecord {
         }
     }
 
+    /// Says that the file has another path below the share's root, if it has the first one so far.
+    pub fn rename(&mut self, from: &str, to: &str) {
+        let share_modes = self.lock.as_mut().and_then(|lock| lock.share_modes.as_mut());
+        let name = share_modes.and_then(|modes| modes.data.as_mut()).and_then(|data| data.base_name.as_mut());
+        if let Some(name) = name.filter(|name| *name == from) {
+            to.clone_into(name);
+        }
+    }
+
     /// Who is in the middle of changing the record. While somebody is, nobody else may.
     #[must_use]
     pub fn lock_holder(&self) -> Option<ServerId> {

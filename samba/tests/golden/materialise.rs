@@ -137,6 +137,37 @@ fn renamed_file_is_opened_by_its_new_name() {
     }
 }
 
+/// The records of a process that has died alone in the middle of a rename still say the old name.
+#[test]
+fn share_modes_are_renamed_if_they_have_the_old_name() {
+    for layout in Layout::ALL {
+        let mut record = locking(&Situation::load(layout, "rwh_v2_locks"));
+        let name = |record: &LockingRecord| {
+            record.share_modes().unwrap().data.as_ref().unwrap().base_name.clone().unwrap()
+        };
+        let before = name(&record);
+        record.rename("something else", "renamed.docx");
+        assert_eq!(name(&record), before);
+        record.rename(&before, "renamed.docx");
+        assert_eq!(name(&record), "renamed.docx");
+    }
+}
+
+/// Each record of an open that has its file's name has the new one, and the entry its hash.
+#[test]
+fn image_of_a_renamed_file_has_the_new_name_everywhere() {
+    for layout in Layout::ALL {
+        let before = Situation::load(layout, "rwh_v2_locks").image();
+        let renamed = before.renamed("folder/renamed.docx", 7);
+        assert_eq!((renamed.path(), renamed.entry().name_hash), ("folder/renamed.docx", 7));
+        assert_eq!(renamed.cookie().base_name, "folder/renamed.docx");
+        let of_lease = &renamed.lease().unwrap().files[0];
+        assert_eq!(of_lease.base_name.as_deref(), Some("folder/renamed.docx"));
+        assert_eq!(OpenImage::decode(&renamed.encode()).unwrap(), renamed);
+        assert_eq!(renamed.renamed(before.path(), before.entry().name_hash), before);
+    }
+}
+
 #[test]
 fn orphans_of_one_file_share_its_records_and_leave_it_one_by_one() {
     for layout in Layout::ALL {

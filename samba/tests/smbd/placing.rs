@@ -4,11 +4,14 @@ use std::fs;
 use std::time::SystemTime;
 
 use samba::materialise::Removed;
-use samba::records::{Holder, file_key, open_global_key};
+use samba::records::{
+    Holder, LeaseRecord, LockingRecord, NtTime, OpenGlobal, ShareModes, file_key, open_global_key,
+};
+use samba::tdb::Tdb;
 use samba::{Change, LibtdbError, Location, MaterialiseError, OpenImage, Orphan, PlaceError, StoreError};
 
 use crate::instance::{Samba, Smbd};
-use crate::testdata::{image_of, shared_keys};
+use crate::testdata::{image_of, share_modes_of, shared_keys};
 
 fn orphan(image: &OpenImage) -> Orphan<'_> {
     Orphan { image, disconnected_at: SystemTime::now() }
@@ -17,6 +20,13 @@ fn orphan(image: &OpenImage) -> Orphan<'_> {
 /// Places one orphan.
 fn place(smbd: &Smbd, image: &OpenImage) -> Result<(), PlaceError> {
     smbd.databases().materialise(&[orphan(image)]).pop().expect("one result for one orphan")
+}
+
+/// The same open, made now.
+fn opened_now(mut image: OpenImage) -> OpenImage {
+    let open = OpenGlobal { open_time: NtTime::from(SystemTime::now()), ..image.open_global().clone() };
+    image.update_open_global(&open.encode(image.layout())).unwrap();
+    image
 }
 
 #[test]
@@ -126,6 +136,74 @@ fn file_that_was_replaced_is_refused() {
         let error = place(&smbd, &image).unwrap_err();
         assert!(matches!(error, PlaceError::File { .. }), "{error}");
         fs::remove_file(&path).unwrap();
+        let error = place(&smbd, &image).unwrap_err();
+        assert!(matches!(error, PlaceError::File { .. }), "{error}");
+    }
+}
+
+/// smbd has renamed the file, and its node was dead before it could store the new name.
+#[test]
+fn file_that_has_another_name_than_the_records_say_is_placed_under_that() {
+    for samba in Samba::all() {
+        let smbd = Smbd::start(&samba, "127.0.41.7");
+        fs::create_dir_all(smbd.share().join("from/below")).unwrap();
+        fs::create_dir(smbd.share().join("to")).unwrap();
+        let renames = [
+            ("report.docx", "renamed.docx"),
+            ("from/report.docx", "from/renamed.docx"),
+            ("from/up.docx", "up.docx"),
+            ("from/below/aside.docx", "to/aside.docx"),
+        ];
+        for (before, after) in renames {
+            fs::write(smbd.share().join(before), "text").unwrap();
+            let image = opened_now(image_of(samba.layout, "rwh_v2_locks", &smbd.share(), before));
+            let (id, file) = (image.durable_file_id(), image.file());
+            fs::rename(smbd.share().join(before), smbd.share().join(after)).unwrap();
+            // Somebody else has got the name.
+            fs::write(smbd.share().join(before), "other text").unwrap();
+
+            for _ in 0..2 {
+                place(&smbd, &image).unwrap();
+            }
+            let placed = smbd.databases().open_global(id).unwrap().expect("it was placed");
+            assert_eq!(placed.backend_cookie.unwrap().base_name, after);
+            let locking = smbd.record(frame::Database::Locking, &file_key(file)).expect("it was placed");
+            let locking = LockingRecord::decode(samba.layout, &locking).unwrap();
+            let modes = locking.share_modes().expect("it was placed");
+            assert_eq!(modes.data.as_ref().unwrap().base_name.as_deref(), Some(after));
+            let name_hash = Tdb::load().unwrap().name_hash(smbd.share().to_str().unwrap(), after);
+            assert_eq!(modes.entries[0].name_hash, name_hash);
+            let lease = image.lease_record_key().expect("it has one");
+            let lease = smbd.record(frame::Database::Leases, &lease).expect("it was placed");
+            let lease = LeaseRecord::decode(samba.layout, &lease).unwrap();
+            assert_eq!(lease.files[0].base_name.as_deref(), Some(after));
+            assert_eq!(smbd.databases().remove(id, file).unwrap(), Removed::Removed);
+        }
+    }
+}
+
+#[test]
+fn names_are_hashed_as_smbd_hashes_them() {
+    for samba in Samba::all() {
+        for situation in ["rwh_v2_locks", "batch_v2"] {
+            let ShareModes { data, entries } = share_modes_of(samba.layout, situation);
+            let data = data.expect("it has an open");
+            let (service_path, path) = (data.service_path.unwrap(), data.base_name.unwrap());
+            let hash = Tdb::load().unwrap().name_hash(&service_path, &path);
+            assert_eq!(hash, entries[0].name_hash, "{situation}");
+        }
+    }
+}
+
+/// A file that is younger than the open has got the inode of the file that was opened.
+#[test]
+fn younger_file_with_the_inode_of_the_opened_one_is_refused() {
+    for samba in Samba::all() {
+        let smbd = Smbd::start(&samba, "127.0.41.8");
+        fs::write(smbd.share().join("report.docx"), "text").unwrap();
+        // Its open is as old as the test data.
+        let image = image_of(samba.layout, "rwh_v2_locks", &smbd.share(), "report.docx");
+        fs::rename(smbd.share().join("report.docx"), smbd.share().join("renamed.docx")).unwrap();
         let error = place(&smbd, &image).unwrap_err();
         assert!(matches!(error, PlaceError::File { .. }), "{error}");
     }

@@ -6,7 +6,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use frame::{Database, RecordKey};
-use samba::records::{BrlockEntry, LeaseRecord, LockingRecord, OpenGlobal, file_key, lease_record_key};
+use samba::records::{
+    BrlockEntry, LeaseRecord, LockingRecord, OpenGlobal, ShareModes, file_key, lease_record_key,
+};
 use samba::{Capture, Layout, OpenImage};
 use statedb::FileKey;
 
@@ -69,6 +71,16 @@ pub(crate) fn image_of(layout: Layout, situation: &str, service_path: &Path, nam
         Capture::Complete(image) => *image,
         Capture::Need(keys) => panic!("{situation} lacks {keys:?}"),
     }
+}
+
+/// The share modes of the file of a situation in `testdata/`, as smbd has stored them.
+pub(crate) fn share_modes_of(layout: Layout, situation: &str) -> ShareModes {
+    let text = fs::read_to_string(testdata(layout).join(format!("{situation}.txt")))
+        .expect("the situation is there");
+    let records = text.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let mut of_file = records.filter(|words| words[0] == Database::Locking.file_name());
+    let value = unhex(of_file.next().expect("it has an open")[2]);
+    LockingRecord::decode(layout, &value).unwrap().share_modes().expect("it has an open").clone()
 }
 
 /// The keys of every record that an open has a part in, but for its own.
