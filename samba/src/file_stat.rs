@@ -61,11 +61,7 @@ impl FileStat {
     /// `path`, or where it was moved to since.
     ///
     /// It is looked for in its directory, and then in the rest of the share, among [`LOOKED_AT_MAX`] names.
-    pub fn find(
-        cookie: &DurableCookie,
-        path: &str,
-        opened_at: NtTime,
-    ) -> Result<(String, Self), StatError> {
+    pub fn find(cookie: &DurableCookie, path: &str, opened_at: NtTime) -> Result<(String, Self), StatError> {
         match Self::read(cookie, path) {
             Ok(stat) => Ok((path.to_owned(), stat)),
             Err(error) if error.is_about_the_name() => Self::search(cookie, path, opened_at).ok_or(error),
