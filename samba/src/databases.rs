@@ -12,8 +12,9 @@
 
 use std::borrow::Cow;
 use std::cell::Cell;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -23,7 +24,7 @@ use thiserror::Error;
 use crate::ctdb::store::ClusterStore;
 use crate::file_stat::{FileStat, StatError};
 use crate::image::OpenImage;
-use crate::materialise::{self, Edit, LocksInTheWay, MaterialiseError, Removed, Traces};
+use crate::materialise::{self, Edit, LocksInTheWay, MaterialiseError, Present, Removed, Traces};
 pub use crate::record_store::StoreError;
 use crate::record_store::{PlainStore, RecordStore, Table};
 use crate::records::{
@@ -76,7 +77,11 @@ pub struct LocalDatabases {
     lock_timeout: Duration,
     /// Which of the processes that records name still ran when they were asked for.
     alive: HashMap<ServerId, bool>,
+    is_known: IsKnown,
 }
+
+/// Whether the cluster knows an open.
+type IsKnown = Arc<dyn Fn(DurableFileId) -> bool + Send + Sync>;
 
 /// The records that a file's opens share, as they were when an orphan's case was judged.
 struct Shared {
@@ -102,7 +107,15 @@ impl LocalDatabases {
             }
             Location::Clustered { socket } => Box::new(ClusterStore::open(libtdb, socket, lock_timeout)?),
         };
-        Ok(Self { libtdb: *libtdb, layout, store, lock_timeout, alive: HashMap::new() })
+        let is_known: IsKnown = Arc::new(|_| true);
+        Ok(Self { libtdb: *libtdb, layout, store, lock_timeout, alive: HashMap::new(), is_known })
+    }
+
+    /// Says which opens there are on all nodes, so that what a recovery of CTDB has brought back of others
+    /// ([`materialise::Present`]) is told from them. Without that all that are found are taken for real.
+    #[must_use]
+    pub fn knowing(self, is_known: impl Fn(DurableFileId) -> bool + Send + Sync + 'static) -> Self {
+        Self { is_known: Arc::new(is_known), ..self }
     }
 
     /// The layout of their records, which the images of orphans that are placed here have too.
@@ -157,6 +170,9 @@ impl LocalDatabases {
             }
         }
         results.resize_with(orphans.len(), || Err(PlaceError::NotTried));
+        if self.store.may_go_back() {
+            self.lay_ghosts_of(orphans, &mut results);
+        }
         results
     }
 
@@ -173,8 +189,10 @@ impl LocalDatabases {
         };
         let local = self.open_global(id)?;
         // A conflict is looked for before anything is stored, and again when the record's lock is held. What is
-        // there is left alone altogether: if smbd has given the open up for somebody, its entry must stay away.
-        if self.decide(|is_alive| place_own(local.as_ref(), is_alive))?? == Edit::Keep {
+        // there is left alone altogether: if smbd has given the open up for somebody, its entry must stay away. Where
+        // the entry may have been lost, whoever gives the open up has it closed in the cluster before.
+        let is_there = self.decide(|is_alive| place_own(local.as_ref(), is_alive))?? == Edit::Keep;
+        if is_there && !self.store.may_go_back() {
             return Ok(());
         }
 
@@ -186,9 +204,11 @@ impl LocalDatabases {
                 Ok((edit.map(|open| open.encode(layout)), ()))
             })
         });
-        if placed.is_err() {
-            // What cannot be taken back now will be with the next removal; the first error is the one to know.
-            let _ = self.remove_shared(image.file(), traces);
+        // What cannot be taken back now will be with the next removal; the first error is the one to know.
+        match &placed {
+            Err(PlaceError::Contradicted { .. }) if is_there => drop(self.remove(id, image.file())),
+            Err(_) if !is_there => drop(self.remove_shared(image.file(), traces)),
+            _ => {}
         }
         placed
     }
@@ -206,17 +226,21 @@ impl LocalDatabases {
 
     /// Places an orphan's part of the records that it shares with other opens, if nobody stands in its way. There its
     /// file may still be `known_as` something else.
-    fn place_shared(
+    fn place_shared(&mut self, image: &OpenImage, known_as: &str, traces: Traces) -> Result<(), PlaceError> {
+        self.while_busy(|databases| {
+            let judged = databases.judge(image, traces)?;
+            databases.place_judged(image, known_as, traces, &judged)
+        })
+    }
+
+    /// Does something with the records of a file, again while somebody has come or gone meanwhile, or is just doing so.
+    fn while_busy<R>(
         &mut self,
-        image: &OpenImage,
-        known_as: &str,
-        traces: Traces,
-    ) -> Result<(), PlaceError> {
+        attempt: impl Fn(&mut Self) -> Result<R, PlaceError>,
+    ) -> Result<R, PlaceError> {
         let deadline = Instant::now() + self.lock_timeout;
         loop {
-            let judged = self.judge(image, traces)?;
-            match self.place_judged(image, known_as, traces, &judged) {
-                // Somebody has come or gone meanwhile, or is just doing so.
+            match attempt(self) {
                 Err(
                     PlaceError::Changed { .. } | PlaceError::Materialise(MaterialiseError::Locked { .. }),
                 ) if Instant::now() < deadline => {
@@ -225,6 +249,41 @@ impl LocalDatabases {
                 result => return result,
             }
         }
+    }
+
+    /// Removes from the records of files what a recovery has brought back although it has ended. After all orphans of a file
+    /// are placed: of what dead processes have left there nothing is theirs then.
+    fn lay_ghosts_of(&mut self, orphans: &[Orphan<'_>], results: &mut [Result<(), PlaceError>]) {
+        let placed = orphans.iter().map(|orphan| orphan.image.file()).zip(results);
+        let mut files: BTreeMap<FileKey, Vec<&mut Result<(), PlaceError>>> = BTreeMap::new();
+        placed.for_each(|(file, result)| files.entry(file).or_default().push(result));
+        for (file, mut results) in files {
+            if results.iter().all(|result| result.is_ok())
+                && let Err(error) = self.lay_ghosts(file)
+                && let Some(result) = results.first_mut()
+            {
+                // smbd gives it back to nobody beside a ghost. To be tried again.
+                **result = Err(error);
+            }
+        }
+    }
+
+    fn lay_ghosts(&mut self, file: FileKey) -> Result<(), PlaceError> {
+        let (layout, key) = (self.layout, file_key(file));
+        let is_known = Arc::clone(&self.is_known);
+        let unused_leases = self.while_busy(|databases| {
+            databases.edit(Table::Locking, &key, |local, is_alive| {
+                let local = locking_record(layout, local, is_alive)?;
+                let removal = Present { is_alive, is_known: &*is_known }.lay_entries(local, file)?;
+                Ok((removal.edit.map(|record| record.encode(layout)), removal.unused_leases))
+            })
+        })?;
+        self.remove_leases(file, unused_leases)?;
+        self.edit(Table::Brlock, &key, |local, is_alive| {
+            let local = BrlockEntry::decode_all(layout, local.unwrap_or_default())?;
+            let edit = Present { is_alive, is_known: &*is_known }.lay_locks(&local);
+            Ok((edit.map(|locks| BrlockEntry::encode_all(layout, &locks)), ()))
+        })
     }
 
     /// Whether somebody has a file open: a living process, or a client that is away.
@@ -247,6 +306,11 @@ impl LocalDatabases {
         let locks = BrlockEntry::decode_all(layout, shared.brlock.as_deref().unwrap_or_default())?;
         let Some(value) = &shared.locking else { return Ok(shared) };
         let record = LockingRecord::decode(layout, value)?;
+        let is_known = Arc::clone(&self.is_known);
+        let (record, locks) = self.decide(|is_alive| {
+            let present = Present { is_alive, is_known: &*is_known };
+            (present.entries_of(&record, traces), present.locks_of(&locks))
+        })?;
         let entries = record.share_modes().map_or(&[][..], |share_modes| &share_modes.entries);
         let mut leases: HashMap<(ClientGuid, LeaseKey), Option<LeaseState>> = HashMap::new();
         for (client_guid, lease_key) in entries.iter().filter_map(|entry| entry.lease()) {
@@ -319,33 +383,35 @@ impl LocalDatabases {
     /// Removes an open's part of the records that it shares with other opens.
     fn remove_shared(&mut self, file: FileKey, traces: Traces) -> Result<(), PlaceError> {
         let (layout, key) = (self.layout, file_key(file));
-        let deadline = Instant::now() + self.lock_timeout;
-        let unused_lease = loop {
-            let removed = self.edit(Table::Locking, &key, |local, is_alive| {
+        let unused_leases = self.while_busy(|databases| {
+            databases.edit(Table::Locking, &key, |local, is_alive| {
                 let local = locking_record(layout, local, is_alive)?;
                 let removal = materialise::remove_entry(local, file, traces)?;
-                Ok((removal.edit.map(|record| record.encode(layout)), removal.unused_lease))
-            });
-            match removed {
-                Err(PlaceError::Materialise(MaterialiseError::Locked { .. }))
-                    if Instant::now() < deadline =>
-                {
-                    thread::sleep(LOCKED_POLL);
-                }
-                result => break result?,
-            }
-        };
-        if let Some((client_guid, lease_key)) = unused_lease {
-            self.edit(Table::Leases, &lease_record_key(client_guid, lease_key), |local, _| {
-                let local = local.map(|value| LeaseRecord::decode(layout, value)).transpose()?;
-                Ok((materialise::remove_lease_file(local, file).map(|lease| lease.encode(layout)), ()))
-            })?;
-        }
+                Ok((removal.edit.map(|record| record.encode(layout)), removal.unused_leases))
+            })
+        })?;
+        self.remove_leases(file, unused_leases)?;
         self.edit(Table::Brlock, &key, |local, _| {
             let local = BrlockEntry::decode_all(layout, local.unwrap_or_default())?;
             let edit = materialise::remove_byte_range_locks(&local, traces);
             Ok((edit.map(|locks| BrlockEntry::encode_all(layout, &locks)), ()))
         })
+    }
+
+    /// Takes a file from leases that no open of it has any more.
+    fn remove_leases(
+        &mut self,
+        file: FileKey,
+        unused: BTreeSet<(ClientGuid, LeaseKey)>,
+    ) -> Result<(), PlaceError> {
+        let layout = self.layout;
+        for (client_guid, lease_key) in unused {
+            self.edit(Table::Leases, &lease_record_key(client_guid, lease_key), |local, _| {
+                let local = local.map(|value| LeaseRecord::decode(layout, value)).transpose()?;
+                Ok((materialise::remove_lease_file(local, file).map(|lease| lease.encode(layout)), ()))
+            })?;
+        }
+        Ok(())
     }
 
     /// Reads a record, decides and writes, all under the lock of its chain.

@@ -24,7 +24,10 @@
 //!   the same open that a living process holds. What a dead process has left of the open is replaced.
 //! - While a process holds the lock of a share-mode record nobody else changes it.
 
+mod ghosts;
 mod in_the_way;
+
+use std::collections::BTreeSet;
 
 use statedb::{ClientGuid, DurableFileId, FileKey, LeaseKey, LeaseState};
 use thiserror::Error;
@@ -36,6 +39,7 @@ use crate::records::{
 };
 use crate::version::Layout;
 
+pub use ghosts::Present;
 pub use in_the_way::{LocksInTheWay, locks_in_the_way, stands_in_the_way};
 
 /// What becomes of a record.
@@ -60,19 +64,33 @@ impl<T> Edit<T> {
     }
 }
 
+impl<T> Edit<Vec<T>> {
+    /// What becomes of a list of which this is left.
+    fn of_removal(before: &[T], left: Vec<T>) -> Self {
+        if left.len() == before.len() {
+            Self::Keep
+        } else if left.is_empty() {
+            Self::Delete
+        } else {
+            Self::Store(left)
+        }
+    }
+}
+
 /// How an open that nobody holds is recognised in the records that it shares with others.
+///
+/// By its id once it is disconnected; before by the moment in which it was made, whichever dead process had it then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Traces {
     id: DurableFileId,
-    /// The dead process that had it, and when the open was made.
-    left_by: Option<(ServerId, UnixMicros)>,
+    made_at: Option<UnixMicros>,
 }
 
 impl Traces {
     /// The traces of an open whose record here is `local`, if there is one. No living process may hold it.
     #[must_use]
     pub fn of_record(id: DurableFileId, local: Option<&OpenGlobal>) -> Self {
-        Self { id, left_by: local.map(|open| (open.server_id, open.open_time.to_unix_micros())) }
+        Self { id, made_at: local.map(|open| open.open_time.to_unix_micros()) }
     }
 
     /// The traces of an orphan whose record here is `local`, if there is one. smbd deletes that record when a
@@ -90,13 +108,11 @@ impl Traces {
     }
 
     fn has_entry(&self, entry: &ShareModeEntry) -> bool {
-        entry.is_disconnected(self.id) || self.left_by == Some((entry.server_id, entry.time))
+        entry.is_disconnected(self.id) || self.made_at == Some(entry.time)
     }
 
     fn has_lock(&self, lock: &BrlockEntry) -> bool {
-        let is_nobodys = lock.server_id == ServerId::DISCONNECTED
-            || self.left_by.is_some_and(|(server_id, _)| lock.server_id == server_id);
-        lock.smblctx == self.id.0 && is_nobodys
+        lock.smblctx == self.id.0 && (lock.server_id == ServerId::DISCONNECTED || self.made_at.is_some())
     }
 }
 
@@ -167,17 +183,25 @@ pub fn place_entry(
     let lock = record.lock.get_or_insert_with(|| fresh_lock(image.data()));
     let share_modes = lock.share_modes.get_or_insert_default();
     share_modes.entries.retain(|entry| !traces.has_entry(entry));
-    share_modes.entries.push(placed);
-    share_modes.sort();
-    share_modes.data = Some(match share_modes.data.take() {
-        Some(data) => ShareModeData {
-            // Other processes may have this structure in their caches, under its epoch.
-            unique_content_epoch: data.unique_content_epoch.wrapping_add(1),
+    let before = share_modes.data.take();
+    // Other processes may have this structure in their caches, under its epoch.
+    let epoch = |data: &ShareModeData| data.unique_content_epoch.wrapping_add(1);
+    share_modes.data = Some(match before {
+        Some(data) if !share_modes.entries.is_empty() => ShareModeData {
+            unique_content_epoch: epoch(&data),
             flags: both(data.flags, flags_of(image)),
             ..data
         },
+        // What is left of the orphan itself may be older than its image: it may have another name by now.
+        Some(data) => ShareModeData {
+            unique_content_epoch: epoch(&data),
+            flags: flags_of(image),
+            ..image.data().clone()
+        },
         None => ShareModeData { flags: flags_of(image), ..image.data().clone() },
     });
+    share_modes.entries.push(placed);
+    share_modes.sort();
     touch(lock);
     Ok(Edit::Store(record))
 }
@@ -320,8 +344,8 @@ pub fn remove_open_global(
 pub struct EntryRemoval {
     /// What becomes of the record.
     pub edit: Edit<LockingRecord>,
-    /// The open's lease, if no other open of the file has it.
-    pub unused_lease: Option<(ClientGuid, LeaseKey)>,
+    /// Leases that no open of the file has any more.
+    pub unused_leases: BTreeSet<(ClientGuid, LeaseKey)>,
 }
 
 /// The share modes of a file without an open that nobody holds.
@@ -330,21 +354,28 @@ pub fn remove_entry(
     file: FileKey,
     traces: Traces,
 ) -> Result<EntryRemoval, MaterialiseError> {
+    remove_entries(local, file, |entry| traces.has_entry(entry))
+}
+
+fn remove_entries(
+    local: Option<LockingRecord>,
+    file: FileKey,
+    is_removed: impl Fn(&ShareModeEntry) -> bool,
+) -> Result<EntryRemoval, MaterialiseError> {
     let mut record = local.unwrap_or_default();
-    let has_entry = |modes: &ShareModes| modes.entries.iter().any(|entry| traces.has_entry(entry));
-    if !record.share_modes().is_some_and(has_entry) {
-        return Ok(EntryRemoval { edit: Edit::Keep, unused_lease: None });
+    let has_one = |modes: &ShareModes| modes.entries.iter().any(&is_removed);
+    if !record.share_modes().is_some_and(has_one) {
+        return Ok(EntryRemoval { edit: Edit::Keep, unused_leases: BTreeSet::new() });
     }
     refuse_locked(&record, file)?;
 
-    let mut unused_lease = None;
+    let mut unused_leases = BTreeSet::new();
     if let Some(lock) = &mut record.lock {
         if let Some(share_modes) = &mut lock.share_modes {
-            for entry in share_modes.entries.extract_if(.., |entry| traces.has_entry(entry)) {
-                unused_lease = entry.lease();
-            }
-            if share_modes.entries.iter().any(|entry| entry.lease() == unused_lease) {
-                unused_lease = None;
+            let removed = share_modes.entries.extract_if(.., |entry| is_removed(entry));
+            unused_leases = removed.filter_map(|entry| entry.lease()).collect();
+            for used in share_modes.entries.iter().filter_map(ShareModeEntry::lease) {
+                unused_leases.remove(&used);
             }
             if share_modes.entries.is_empty() {
                 lock.share_modes = None;
@@ -354,7 +385,7 @@ pub fn remove_entry(
     }
     let is_needed = record.share_modes().is_some() || !record.watchers.is_empty();
     let edit = if is_needed { Edit::Store(record) } else { Edit::Delete };
-    Ok(EntryRemoval { edit, unused_lease })
+    Ok(EntryRemoval { edit, unused_leases })
 }
 
 /// A lease without a file on which no open has it any more.
@@ -377,14 +408,7 @@ pub fn remove_lease_file(local: Option<LeaseRecord>, file: FileKey) -> Edit<Leas
 /// The byte-range locks of a file without those of an open that nobody holds.
 #[must_use]
 pub fn remove_byte_range_locks(local: &[BrlockEntry], traces: Traces) -> Edit<Vec<BrlockEntry>> {
-    let locks: Vec<_> = local.iter().copied().filter(|lock| !traces.has_lock(lock)).collect();
-    if locks.len() == local.len() {
-        Edit::Keep
-    } else if locks.is_empty() {
-        Edit::Delete
-    } else {
-        Edit::Store(locks)
-    }
+    Edit::of_removal(local, local.iter().copied().filter(|lock| !traces.has_lock(lock)).collect())
 }
 
 /// An orphan cannot be placed or removed, or not now.

@@ -74,6 +74,9 @@ pub(crate) trait RecordStore: Send {
 
     /// Whether a process that a record names still runs.
     fn is_alive(&mut self, process: ServerId) -> Result<bool, StoreError>;
+
+    /// Whether records can become again what they were before.
+    fn may_go_back(&self) -> bool;
 }
 
 /// What becomes of a record, by its value.
@@ -136,6 +139,10 @@ impl RecordStore for PlainStore {
             Ok(stat) => !stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with(['Z', 'X'])),
             Err(error) => error.kind() != ErrorKind::NotFound,
         })
+    }
+
+    fn may_go_back(&self) -> bool {
+        false
     }
 }
 

@@ -67,4 +67,9 @@ impl RecordStore for ClusterStore {
     fn is_alive(&mut self, process: ServerId) -> Result<bool, StoreError> {
         Ok(self.connection.process_exists(process)?)
     }
+
+    /// By a recovery.
+    fn may_go_back(&self) -> bool {
+        true
+    }
 }

@@ -1,7 +1,7 @@
 //! Who has come while an orphan was away contradicts it, or does not.
 
 use samba::materialise::{LocksInTheWay, Traces, locks_in_the_way, place_entry, stands_in_the_way};
-use samba::records::{BrlockEntry, DeleteMark, LockingRecord, ServerId, ShareModeEntry};
+use samba::records::{BrlockEntry, DeleteMark, LockingRecord, ServerId, ShareModeEntry, UnixMicros};
 use samba::{Layout, OpenImage};
 use statedb::{AccessMask, ClientGuid, DurableFileId, LeaseKey, LeaseState, ShareAccess};
 
@@ -16,6 +16,9 @@ const ALL: u32 = ShareAccess::READ | ShareAccess::WRITE | ShareAccess::DELETE;
 
 /// The process of everybody else.
 const SOMEBODY: ServerId = ServerId { pid: 4711, task_id: 0, vnn: 1, unique_id: 4711 };
+
+/// When everybody else has come.
+const LATER: UnixMicros = UnixMicros { seconds: 5_000_000_000, micros: 0 };
 
 /// An orphan with a lease in that state, with that access, that shares everything.
 fn leased_orphan(layout: Layout, state: u32, access: u32) -> OpenImage {
@@ -64,6 +67,7 @@ fn other(image: &OpenImage, access: u32) -> ShareModeEntry {
         lease_key: LeaseKey([0; 16]),
         access_mask: AccessMask(access),
         share_access: ShareAccess(ALL),
+        time: LATER,
         share_file_id: 1,
         ..image.entry().clone()
     }

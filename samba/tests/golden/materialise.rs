@@ -1,5 +1,7 @@
 //! Orphans are placed as smbd itself leaves disconnected opens, and taken away without a trace.
 
+use std::collections::BTreeSet;
+
 use frame::Database;
 use samba::materialise::{
     Edit, EntryRemoval, MaterialiseError, Removed, Traces, place_byte_range_locks, place_entry, place_lease,
@@ -7,7 +9,7 @@ use samba::materialise::{
 };
 use samba::records::{BrlockEntry, LockingRecord, NtTime, OpenGlobal, ServerId, ShareModeData};
 use samba::{Layout, OpenImage};
-use statedb::LeaseState;
+use statedb::{ClientGuid, LeaseKey, LeaseState};
 
 use crate::situation::Situation;
 
@@ -29,6 +31,10 @@ fn alive(_: ServerId) -> bool {
 
 fn dead(_: ServerId) -> bool {
     false
+}
+
+fn lease_of(image: &OpenImage) -> BTreeSet<(ClientGuid, LeaseKey)> {
+    image.entry().lease().into_iter().collect()
 }
 
 fn locking(situation: &Situation) -> LockingRecord {
@@ -188,13 +194,13 @@ fn orphans_of_one_file_share_its_records_and_leave_it_one_by_one() {
 
         // The lease stays while one of them has it.
         let removal = remove_entry(Some(both), one.file(), none(&one)).unwrap();
-        assert_eq!(removal.unused_lease, None);
+        assert!(removal.unused_leases.is_empty());
         let rest = stored(removal.edit);
         assert!(
             rest.has_disconnected(other.durable_file_id()) && !rest.has_disconnected(one.durable_file_id())
         );
         let removal = remove_entry(Some(rest), other.file(), none(&other)).unwrap();
-        assert_eq!(removal, EntryRemoval { edit: Edit::Delete, unused_lease: other.entry().lease() });
+        assert_eq!(removal, EntryRemoval { edit: Edit::Delete, unused_leases: lease_of(&other) });
         assert_eq!(remove_lease_file(other.lease().cloned(), other.file()), Edit::Delete);
 
         let locks = stored(remove_byte_range_locks(&locks, none(&one)));
@@ -283,7 +289,7 @@ fn claimed_open_is_not_removed() {
         let image = Situation::load(layout, "rwh_v2_locks_reclaimed").image();
         let record = locking(&Situation::load(layout, "rwh_v2_locks_reclaimed"));
         let removal = remove_entry(Some(record), image.file(), none(&image)).unwrap();
-        assert_eq!(removal, EntryRemoval { edit: Edit::Keep, unused_lease: None });
+        assert_eq!(removal, EntryRemoval { edit: Edit::Keep, unused_leases: BTreeSet::new() });
         let locks = image.byte_range_locks();
         assert_eq!(remove_byte_range_locks(locks, none(&image)), Edit::Keep);
     }
@@ -331,7 +337,7 @@ fn what_a_dead_process_has_left_is_replaced() {
 
         assert_eq!(remove_open_global(Some(&local), dead), (Edit::Delete, Removed::Removed));
         let removal = remove_entry(Some(locking(&situation)), image.file(), traces).unwrap();
-        assert_eq!(removal, EntryRemoval { edit: Edit::Delete, unused_lease: image.entry().lease() });
+        assert_eq!(removal, EntryRemoval { edit: Edit::Delete, unused_leases: lease_of(&image) });
         assert_eq!(remove_byte_range_locks(image.byte_range_locks(), traces), Edit::Delete);
     }
 }
