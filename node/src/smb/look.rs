@@ -4,7 +4,7 @@
 //! still be recovering, and then it has lost what the dead node used last, until that is put back. The first refusal
 //! makes a client drop its handle for good. So a look waits until the node whose matter the open is says that its records
 //! are as they should be ([`Lookout::is_settled`]): the node in which the open lives, which proves by its answer that it
-//! does; or the one that puts the orphans back ([`keeper_of_orphans`]).
+//! does; or the one that puts the orphans back (`keeper_of_orphans`).
 //!
 //! # What must stay true
 //!

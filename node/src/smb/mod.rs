@@ -9,7 +9,7 @@
 //! | [`capture`] | stores and deletes of records, turned into requests |
 //! | [`look`] | under CTDB: when `smbd` may look at an open that another node had |
 //! | [`local`] | the opens that live in this `smbd` |
-//! | [`deletion`] | files that a dead `smbd` should have deleted |
+//! | `deletion` | files that a dead `smbd` should have deleted |
 //! | [`left_behind`] | what a process leaves that dies alone |
 //! | [`reconcile`] | the orphans in this node's databases |
 //! | [`tracker`] | the shared page |
