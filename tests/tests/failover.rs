@@ -13,9 +13,14 @@ use harness::{
     cluster::{Cluster, ClusterOptions},
     proxy::{Hurt, Mode, Proxy},
     samba::{SambaSite, SambaTools, Smbd, SmbdOptions, samba_or_skip},
-    smb_client::{Client, Credentials, NtStatus},
+    smb_client::{Client, CreateRequest, Credentials, NtStatus, Session, Tree},
     smbtorture::{self, Verdict},
     workload::Holder,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
 };
 
 /// The program that can be `holdfast`.
@@ -42,6 +47,9 @@ const SMBTORTURE_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Far longer than it takes to open the files.
 const FILL_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long a process is kept from noticing that its client is gone: far less than its lease.
+const STOPPED_FOR: Duration = Duration::from_millis(500);
 
 /// Nodes of plain Samba on the same files, all running.
 async fn plain_nodes(tools: SambaTools, count: usize) -> (SambaSite, Vec<Smbd>) {
@@ -143,6 +151,168 @@ async fn every_acknowledged_open_survives_the_kill_of_its_node() {
     assert_eq!(status.opens - status.disconnected_opens, promised as u64, "{status:?}");
     assert_eq!((status.contradictions, status.conflicts_refused), (0, 0), "{status:?}");
     eprintln!("{promised} durable opens were granted and reclaimed");
+}
+
+/// A path below the share's root as clients write it.
+fn for_clients(path: &str) -> String {
+    path.replace('/', "\\")
+}
+
+/// Who dies in the middle of a rename.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Dying {
+    Node,
+    Process,
+}
+
+/// Opens files, gives them other names behind the back of `smbd`, as it does it before it tells anybody, and kills. The
+/// client has its opens back under the names that the files have, and nobody else's file.
+async fn rename_and_kill(dying: Dying) {
+    let Some(tools) = samba_or_skip() else { return };
+    let mut cluster = Cluster::start(ClusterOptions::with_samba(PROGRAM, tools).patient()).await.unwrap();
+    let directory = cluster.site().share_dir();
+    std::fs::create_dir(directory.join("folder")).unwrap();
+    let owner = Client::new(cluster.credentials());
+    let session = owner.connect(cluster.smb_address(0)).await.unwrap();
+    let share = session.tree_connect(&cluster.share(0)).await.unwrap();
+    let renames = [("leased", "leased, renamed"), ("batch", "batch, renamed"), ("moved", "folder/moved")];
+    let mut opens = Vec::new();
+    for (before, after) in renames {
+        let request = match before {
+            "batch" => CreateRequest::durable_v2_with_batch(before),
+            _ => CreateRequest::durable_v2_with_lease(before),
+        };
+        let open = share.create(request).await.unwrap();
+        open.write(0, before.as_bytes()).await.unwrap();
+        opens.push((open, before, after));
+    }
+    for (before, after) in renames {
+        std::fs::rename(directory.join(before), directory.join(after)).unwrap();
+    }
+    std::fs::write(directory.join("batch"), "another file").unwrap();
+
+    let back = match dying {
+        Dying::Node => {
+            cluster.kill(0).unwrap();
+            1
+        }
+        Dying::Process => {
+            cluster.smbd(0).kill_child(session.client_address()).await.unwrap();
+            0
+        }
+    };
+    let session = owner.reconnect(cluster.smb_address(back), session.id()).await.unwrap();
+    let share = session.tree_connect(&cluster.share(back)).await.unwrap();
+    let mut reclaimed = Vec::new();
+    for (open, before, after) in &opens {
+        // A client that has had no answer to its rename does not know which name it is. smbd compares it for a lease, and
+        // keeps the open.
+        let by_name = |path| CreateRequest { path, ..open.reconnect_request() };
+        let by_old_name = share.create(by_name(for_clients(before))).await;
+        let open = match by_old_name {
+            Ok(open) => open,
+            Err(refusal) => {
+                assert_eq!(refusal.status(), Some(NtStatus::INVALID_PARAMETER), "{before}: {refusal}");
+                share.create(by_name(for_clients(after))).await.unwrap()
+            }
+        };
+        assert_eq!(open.read(0, 100).await.unwrap(), before.as_bytes());
+        reclaimed.push(open);
+    }
+    let known = cluster.opens(back).await.unwrap();
+    let mut paths: Vec<_> = known.iter().map(|open| open.description.path.to_string()).collect();
+    paths.sort();
+    assert_eq!(paths, ["batch, renamed", "folder/moved", "leased, renamed"]);
+    // The next rename is one like any other.
+    reclaimed[0].rename("leased", false).await.unwrap();
+    assert!(directory.join("leased").exists());
+    assert_eq!(std::fs::read(directory.join("batch")).unwrap(), b"another file");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_open_survives_the_death_of_its_node_in_the_middle_of_a_rename() {
+    rename_and_kill(Dying::Node).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_open_survives_the_death_of_its_process_alone_in_the_middle_of_a_rename() {
+    rename_and_kill(Dying::Process).await;
+}
+
+async fn enter(cluster: &Cluster, client: &Client, node: usize) -> (Session, Tree) {
+    let session = client.connect(cluster.smb_address(node)).await.unwrap();
+    let share = session.tree_connect(&cluster.share(node)).await.unwrap();
+    (session, share)
+}
+
+/// `smbd` says that there is no such open while the process that had it has not put it aside. The client is held until it
+/// has; here that is when the process goes on that was stopped.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_is_back_before_its_old_process_has_let_go_has_its_opens() {
+    let Some(tools) = samba_or_skip() else { return };
+    let cluster = Cluster::start(ClusterOptions::with_samba(PROGRAM, tools).patient()).await.unwrap();
+    let owner = Client::new(cluster.credentials());
+    let (session, share) = enter(&cluster, &owner, 0).await;
+    let leased = share.create(CreateRequest::durable_v2_with_lease("leased")).await.unwrap();
+    let batch = share.create(CreateRequest::durable_v2_with_batch("batch")).await.unwrap();
+    let old_process = Pid::from_raw(cluster.smbd(0).child_of(session.client_address()).unwrap());
+    kill(old_process, Signal::SIGSTOP).unwrap();
+    session.drop_connection().await;
+
+    let (_session, share) = enter(&cluster, &owner, 0).await;
+    let claim = async || {
+        let leased = share.create(leased.reconnect_request()).await.unwrap();
+        (leased, share.create(batch.reconnect_request()).await.unwrap())
+    };
+    let go_on = async {
+        tokio::time::sleep(STOPPED_FOR).await;
+        // On a busy machine its lease may be over, and it is dead. Then its opens are given back all the same.
+        let _ = kill(old_process, Signal::SIGCONT);
+    };
+    let ((leased, batch), ()) = tokio::join!(claim(), go_on);
+    for open in [leased, batch] {
+        open.write(0, b"still mine").await.unwrap();
+    }
+}
+
+/// A client that comes back at once, again and again, is never too early.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_reconnects_at_once_to_the_same_node_has_its_opens() {
+    const TIMES: usize = 30;
+    let Some(tools) = samba_or_skip() else { return };
+    let cluster = Cluster::start(ClusterOptions::with_samba(PROGRAM, tools).patient()).await.unwrap();
+    let owner = Client::new(cluster.credentials());
+    let (mut session, share) = enter(&cluster, &owner, 0).await;
+    let mut opens = Vec::new();
+    for number in 0..10 {
+        opens
+            .push(share.create(CreateRequest::durable_v2_with_lease(format!("file{number}"))).await.unwrap());
+    }
+    for _ in 0..TIMES {
+        session.drop_connection().await;
+        let share;
+        (session, share) = enter(&cluster, &owner, 0).await;
+        // The first that it wants is the last that was put aside.
+        for open in &mut opens {
+            *open = share.create(open.reconnect_request()).await.unwrap();
+        }
+        opens.reverse();
+    }
+}
+
+/// A client that has not lost its connection is not robbed of its open by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_claim_beside_a_living_connection_is_refused() {
+    let Some(tools) = samba_or_skip() else { return };
+    let cluster = Cluster::start(ClusterOptions::with_samba(PROGRAM, tools).patient()).await.unwrap();
+    let owner = Client::new(cluster.credentials());
+    let (_session, share) = enter(&cluster, &owner, 0).await;
+    let open = share.create(CreateRequest::durable_v2_with_lease("file")).await.unwrap();
+
+    let (_second_session, second_share) = enter(&cluster, &owner, 0).await;
+    let refusal = second_share.create(open.reconnect_request()).await.unwrap_err();
+    assert_eq!(refusal.status(), Some(NtStatus::OBJECT_NAME_NOT_FOUND), "{refusal}");
+    open.write(0, b"still mine").await.unwrap();
 }
 
 /// What the shim sees of a real `smbd`'s opens, their breaks, upgrades and closes makes sense by the rules of the

@@ -6,13 +6,16 @@
 //! What concerns no durable open of a protected share is let through without a commit.
 
 mod in_common;
+mod let_go;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex as SyncMutex, MutexGuard};
+use std::time::Duration;
 
 use frame::{Database, RecordKey, Reply, TdbError};
 use futures::{StreamExt, stream};
+use samba::file_stat::FileStat;
 use samba::records::{Holder, OpenGlobal};
 use samba::{Capture as Captured, Change as Changed, ImageError, OpenImage};
 use statedb::{
@@ -20,6 +23,7 @@ use statedb::{
     Rejection, Request, ServingNode, ShareName, Update,
 };
 use tokio::sync::{Mutex, MutexGuard as AsyncMutexGuard};
+use tokio::time::{Instant, sleep};
 use tracing::{debug, error, info, warn};
 
 use super::connection::{Change, Connection, ConnectionError};
@@ -44,6 +48,19 @@ const NEEDS_MAX: usize = 3;
 
 /// How many opens of a process that died alone are disconnected at the same time.
 const BEREAVED_AT_A_TIME: usize = 64;
+
+/// How long a process may take to make a change of share modes to which it has the consent. That takes microseconds.
+const PURGED_WITHIN: Duration = Duration::from_millis(200);
+
+/// How long a node that has deleted a file may take to report that its opens are closed. That takes a commit; or a verdict,
+/// if the node dies in between.
+const DELETED_FILE_CLOSED_WITHIN: Duration = Duration::from_secs(5);
+
+/// How often such a grant is asked for again. Each time it is refused the cluster tells whoever listens.
+const GRANT_AGAIN_AFTER: Duration = Duration::from_millis(50);
+
+/// How often it is looked at what somebody else is just about to change.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(5);
 
 /// Stands for a process of which nothing is known but that it has an open. No process has this id.
 const UNKNOWN_PROCESS: u32 = 0;
@@ -301,7 +318,7 @@ impl Capture {
         let _in_order = self.stripe(cookie.file).await;
         let local = self.opens().get(id).cloned();
         match (local, process_of(record.holder())) {
-            (Some(local), Some(process)) => self.changed_or_back(local, value, process).await,
+            (Some(local), Some(process)) => self.changed_or_back(local, value, process, connection).await,
             (Some(local), None) => self.disconnected(local, value).await,
             (None, Some(process)) => {
                 let known = self.raft.read(|state| state.open(id).cloned());
@@ -309,11 +326,11 @@ impl Capture {
                     Some(open) if open.connected_through() == Some(self.proposer.owner()) => {
                         // Granted through a sidecar that was restarted before it could say so.
                         let local = LocalOpen::agreed(open.description, Some(process));
-                        self.changed_or_back(local, value, process).await
+                        self.changed_or_back(local, value, process, connection).await
                     }
                     Some(open) => {
                         let local = LocalOpen::agreed(open.description, None);
-                        self.changed_or_back(local, value, process).await
+                        self.changed_or_back(local, value, process, connection).await
                     }
                     None => {
                         let service_path = &cookie.service_path;
@@ -353,13 +370,45 @@ impl Capture {
         let description = OpenDescription { create_options, ..image.describe(share) };
         // Tracked before the cluster knows: the next change of the open can come as soon as smbd goes on.
         self.tracker.track(&description);
-        let (_, outcome) = self.proposer.propose(Request::Grant(Box::new(description.clone()))).await?;
+        let outcome = self.grant(&description).await?;
         if outcome != Outcome::Granted {
             self.tracker.forget(record.open_persistent_id);
             return Err(Refused::Rejected(outcome));
         }
         self.opens().insert(LocalOpen::agreed(description, Some(process)));
         Ok(())
+    }
+
+    /// Reports a new open.
+    ///
+    /// `smbd` deletes a file before it says that the last open of it is closed. Until then another node may have made a file
+    /// that has got the same inode, in another share of the same file system. So who is refused for an open whose file is not
+    /// there any more asks again.
+    async fn grant(&self, description: &OpenDescription) -> Result<Outcome, Refused> {
+        let deadline = Instant::now() + DELETED_FILE_CLOSED_WITHIN;
+        loop {
+            let (_, outcome) = self.proposer.propose(Request::Grant(Box::new(description.clone()))).await?;
+            match outcome {
+                Outcome::Rejected(Rejection::SharingViolation { with })
+                    if Instant::now() < deadline && self.has_lost_its_file(with).await =>
+                {
+                    debug!(durable_file_id = %description.durable_file_id, %with, "a new file has the inode of one that was deleted");
+                    sleep(GRANT_AGAIN_AFTER).await;
+                }
+                outcome => return Ok(outcome),
+            }
+        }
+    }
+
+    /// Whether the file of an open is not under its name any more, or the open itself is gone.
+    async fn has_lost_its_file(&self, id: DurableFileId) -> bool {
+        let known = self.raft.read(|state| state.open(id).map(|open| Arc::clone(&open.description.image)));
+        let Some(image) = known else { return true };
+        let found = tokio::task::spawn_blocking(move || {
+            let image = OpenImage::decode(&image)?;
+            Ok::<_, ImageError>(FileStat::read(image.cookie(), image.path()).is_ok())
+        });
+        matches!(found.await, Ok(Ok(false)))
     }
 
     /// Whether the record of an open is what `smbd` leaves behind when somebody wants the file of a client that is away:
@@ -392,7 +441,13 @@ impl Capture {
     }
 
     /// An open of ours, or an orphan, is stored with a process: changed, or reclaimed by its client.
-    async fn changed_or_back(&self, local: LocalOpen, value: &[u8], process: u32) -> Result<(), Refused> {
+    async fn changed_or_back(
+        &self,
+        local: LocalOpen,
+        value: &[u8],
+        process: u32,
+        connection: &mut Connection,
+    ) -> Result<(), Refused> {
         let id = local.description.durable_file_id;
         let is_back = local.process.is_none();
         let local = LocalOpen { process: Some(process), ..local };
@@ -407,6 +462,14 @@ impl Capture {
                 // Asked again after a restart of this sidecar: the first answer got lost, not the decision.
                 Outcome::Rejected(Rejection::OpenConnected { owner, .. })
                     if owner == self.proposer.owner() => {}
+                Outcome::Rejected(Rejection::OpenNotFound(_))
+                    if self.is_purged(&local, connection).await? =>
+                {
+                    debug!(durable_file_id = %id, "an open was given up in the moment in which its client has come back");
+                    self.opens().remove(id);
+                    // smbd looks at the share modes next, and tells its client by itself.
+                    return Ok(());
+                }
                 outcome => return Err(Refused::Rejected(outcome)),
             }
         }
@@ -420,6 +483,24 @@ impl Capture {
         };
         self.opens().insert(local);
         Ok(())
+    }
+
+    /// Whether the share modes do not have an open any more that is gone. The cluster hears first that it is given up for
+    /// somebody, so that may take a moment.
+    async fn is_purged(&self, local: &LocalOpen, connection: &mut Connection) -> Result<bool, Refused> {
+        if self.settings.is_clustered() {
+            // What is on this node may be older than what another one has.
+            return Ok(false);
+        }
+        let deadline = Instant::now() + PURGED_WITHIN;
+        let image = OpenImage::decode_for(self.settings.layout, &local.description.image)?;
+        while self.share_modes_of(&image, connection).await?.has_disconnected(image.durable_file_id()) {
+            if Instant::now() >= deadline {
+                return Ok(false);
+            }
+            sleep(LOOK_AGAIN_AFTER).await;
+        }
+        Ok(true)
     }
 
     /// Reports what `change` makes of an open, again if another node was faster. Returns what the open is then.

@@ -3,7 +3,7 @@
 //! A process counts from its Hello until the kernel says that it has ended (its pidfd becomes readable). A
 //! connection that closes says less: a process may reconnect, and a dying one serves until it is dead.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::{fs, io};
@@ -126,6 +126,42 @@ pub fn is_doomed(pid: u32) -> bool {
     is_going(pid) || has_kill_pending(pid)
 }
 
+/// Whether a process serves a client still: it has a TCP connection, to a port at which somebody listens, that the client
+/// has not closed. When that cannot be found out, it does.
+pub async fn has_client(pid: u32) -> bool {
+    // Reads a line for each connection of the machine: not on the thread that everything else waits for.
+    let found = tokio::task::spawn_blocking(move || {
+        let mut established = BTreeSet::new();
+        for table in ["tcp", "tcp6"] {
+            established.extend(established_sockets(&fs::read_to_string(format!("/proc/{pid}/net/{table}"))?));
+        }
+        Ok::<_, io::Error>(fs::read_dir(format!("/proc/{pid}/fd"))?.flatten().any(|descriptor| {
+            let of = fs::read_link(descriptor.path()).unwrap_or_default();
+            let inode =
+                of.to_str().and_then(|of| of.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok());
+            inode.is_some_and(|inode: u64| established.contains(&inode))
+        }))
+    });
+    !matches!(found.await, Ok(Ok(false)))
+}
+
+/// The inodes of the sockets in a table of the kernel's (proc(5), `/proc/net/tcp`) that are connections to a port at which
+/// somebody listens, and that neither side has closed.
+fn established_sockets(table: &str) -> Vec<u64> {
+    const ESTABLISHED: &str = "01";
+    const LISTENING: &str = "0A";
+
+    let sockets: Vec<Vec<&str>> =
+        table.lines().skip(1).map(|line| line.split_whitespace().collect()).collect();
+    // The fields: number, local address and port, those of the peer, state; and the inode is the tenth.
+    let in_state = |state| sockets.iter().filter(move |fields| fields.get(3) == Some(&state));
+    let port_of = |fields: &Vec<&str>| fields.get(1)?.rsplit(':').next().map(str::to_owned);
+    let ports: BTreeSet<_> = in_state(LISTENING).filter_map(port_of).collect();
+    let served =
+        in_state(ESTABLISHED).filter(|fields| port_of(fields).is_some_and(|port| ports.contains(&port)));
+    served.filter_map(|fields| fields.get(9)?.parse().ok()).collect()
+}
+
 /// What the kernel says when a process ends between the opening of its file and the reading.
 fn is_no_such_process(error: &io::Error) -> bool {
     error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
@@ -150,6 +186,37 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
+
+    /// Two listeners, a connection to each of them, one of which was closed by the peer, and one to somebody else.
+    const TABLE: &str = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 0100007F:01BD 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 101 1 0 100 0 0 10 0
+   1: 0100007F:01BE 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 102 1 0 100 0 0 10 0
+   2: 0100007F:01BD 0100007F:9C40 01 00000000:00000000 00:00000000 00000000     0        0 103 1 0 20 4 30 10 -1
+   3: 0100007F:01BE 0100007F:9C41 08 00000000:00000000 00:00000000 00000000     0        0 104 1 0 20 4 30 10 -1
+   4: 0100007F:9C42 0100007F:0185 01 00000000:00000000 00:00000000 00000000     0        0 105 1 0 20 4 30 10 -1
+";
+
+    #[test]
+    fn a_connection_is_served_that_nobody_has_closed() {
+        assert_eq!(established_sockets(TABLE), [103]);
+        assert_eq!(established_sockets("no table\n1 2 3\n"), Vec::<u64>::new());
+    }
+
+    #[tokio::test]
+    async fn a_process_has_a_client_until_that_closes_its_connection() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        let mut child =
+            Command::new("sleep").arg("60").stdin(std::os::fd::OwnedFd::from(server)).spawn().unwrap();
+        let is_served = has_client(child.id()).await;
+        drop(client);
+        let is_served_still = has_client(child.id()).await;
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(is_served && !is_served_still);
+        assert!(has_client(child.id()).await, "in doubt it has");
+    }
 
     #[test]
     fn a_process_is_going_from_its_kill_on_whether_or_not_it_is_reaped() {

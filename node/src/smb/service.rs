@@ -370,7 +370,11 @@ impl SmbService {
                 Question::Change(change) => change,
                 Question::Look { key } => {
                     let reply = match keys::open_of(&key) {
-                        Some(open) => self.lookout.look(open).await,
+                        Some(open) if self.settings.is_clustered() => self.lookout.look(open).await,
+                        Some(open) => {
+                            incarnation.capture.let_go(open, pid, &incarnation.reconciled).await;
+                            Reply::Proceed
+                        }
                         None => Reply::Proceed,
                     };
                     connection.reply(&reply).await?;

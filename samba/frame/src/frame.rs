@@ -108,9 +108,9 @@ pub enum Request {
         key: Vec<u8>,
     },
     /// May this record be looked at? Asked before the lock of its chain is taken, of the records of opens that
-    /// another node of a ctdb cluster may have had ([`crate::PageReader::must_look`]). The answer may take as long as
-    /// ctdb needs to recover from the death of that node, and is about this moment only: it is asked again each time
-    /// that the lock is taken.
+    /// another node of a ctdb cluster may have had ([`crate::PageReader::must_look`]), and without ctdb of those that
+    /// another process may have. The answer may take as long as ctdb needs to recover from the death of that node, or that
+    /// process to let go of the open, and is about this moment only: it is asked again each time that the lock is taken.
     Look {
         /// Where.
         database: Database,

@@ -38,14 +38,21 @@ pub(crate) fn must_ask(page: Option<&PageReader>, database: Database, key: &[u8]
     }
 }
 
-/// Whether the sidecar has to be asked before the lock of this record is taken to look at it: in a ctdb cluster, where
-/// the record is that of an open that another node may have had. Who reclaims an open begins with that.
+/// Whether the sidecar has to be asked before the lock of this record is taken to look at it: who reclaims an open begins
+/// with that. In a ctdb cluster, where the record is that of an open that another node may have had; otherwise where it is
+/// that of an open that is tracked, and not one of those that this process has stored itself (`is_own`).
 ///
 /// Without a page nobody has been admitted yet who could want an open back.
-pub(crate) fn must_look(page: Option<&PageReader>, file: DatabaseFile, key: &[u8]) -> bool {
-    file.is_clustered
-        && file.database == Database::OpenGlobal
-        && page.is_some_and(|page| global_id(key).is_some_and(|id| page.must_look(id)))
+pub(crate) fn must_look(
+    page: Option<&PageReader>,
+    file: DatabaseFile,
+    key: &[u8],
+    is_own: impl Fn(u32) -> bool,
+) -> bool {
+    let (Some(page), Database::OpenGlobal, Some(id)) = (page, file.database, global_id(key)) else {
+        return false;
+    };
+    if file.is_clustered { page.must_look(id) } else { page.may_track_id(id) && !is_own(id) }
 }
 
 /// Whether two values of `locking.tdb` say the same about opens. A record that is not there is an empty value; zeros after
@@ -77,7 +84,7 @@ pub(crate) fn in_use_record<'a>(
 }
 
 /// An open's key in `smbXsrv_open_global.tdb`; the low half of its persistent id.
-fn global_id(key: &[u8]) -> Option<u32> {
+pub(crate) fn global_id(key: &[u8]) -> Option<u32> {
     key.try_into().ok().map(u32::from_be_bytes)
 }
 
@@ -171,7 +178,7 @@ mod tests {
         let file = |database, is_clustered| DatabaseFile { database, is_clustered };
         let clustered = file(Database::OpenGlobal, true);
         let key = 77_u32.to_be_bytes();
-        let looks = |pages: &Pages, file, key: &[u8]| must_look(Some(&pages.reader), file, key);
+        let looks = |pages: &Pages, file, key: &[u8]| must_look(Some(&pages.reader), file, key, |_| false);
         assert!(!looks(&pages, clustered, &key));
         pages.writer.set_id(77);
         assert!(!looks(&pages, clustered, &key), "this node's own");
@@ -182,9 +189,25 @@ mod tests {
         pages.writer.set_look_at_all(true);
         assert!(looks(&pages, clustered, &78_u32.to_be_bytes()));
         assert!(!looks(&pages, clustered, &[0; 32]), "a replay cache entry");
-        assert!(!looks(&pages, file(Database::OpenGlobal, false), &key), "not clustered");
         assert!(!looks(&pages, file(Database::Locking, true), &key), "not an open");
-        assert!(!must_look(None, clustered, &key), "nobody was admitted yet");
+        assert!(!must_look(None, clustered, &key, |_| false), "nobody was admitted yet");
+    }
+
+    #[test]
+    fn of_separate_nodes_only_opens_of_other_processes_are_asked_about_before_a_look() {
+        let mut pages = Pages::new();
+        let file = |database| DatabaseFile { database, is_clustered: false };
+        let looks = |pages: &Pages, database, key: &[u8]| {
+            must_look(Some(&pages.reader), file(database), key, |id| id == 78)
+        };
+        let [others, own] = [77_u32, 78].map(u32::to_be_bytes);
+        assert!(!looks(&pages, Database::OpenGlobal, &others), "not tracked");
+        pages.writer.set_id(77);
+        pages.writer.set_id(78);
+        assert!(looks(&pages, Database::OpenGlobal, &others));
+        assert!(!looks(&pages, Database::OpenGlobal, &own));
+        assert!(!looks(&pages, Database::OpenGlobal, &[0; 32]), "a replay cache entry");
+        assert!(!looks(&pages, Database::TconGlobal, &others), "not an open");
     }
 
     #[test]

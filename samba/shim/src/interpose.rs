@@ -11,7 +11,7 @@ use frame::{Database, DatabaseFile, PageReader, Record, RecordKey, Request, TdbE
 use crate::concern::{self, Change};
 use crate::libtdb::{self, Context, Data, Parser};
 use crate::sidecar::{self, Verdict};
-use crate::{chain_locks, create_file, databases, fence, process, recent};
+use crate::{chain_locks, create_file, databases, fence, own_opens, process, recent};
 
 /// Remembers which database was opened. The first of the five makes this process part of an instance.
 ///
@@ -266,6 +266,9 @@ unsafe fn refuses_store(tdb: *mut Context, key: Data, pieces: &[Data]) -> bool {
     // SAFETY: promised by the caller.
     let key = unsafe { key.as_slice() };
     recent::note(database, key);
+    if database == Database::OpenGlobal {
+        concern::global_id(key).into_iter().for_each(own_opens::add);
+    }
     refuses(database, key, Change::Store { value_len }, |key| {
         let mut value = copied(value_len)?;
         let mut left_out = header_len;
@@ -306,11 +309,15 @@ unsafe fn refuses_look(tdb: *mut Context, key: Data) -> bool {
     databases::set_refused(file.database, None);
     // SAFETY: promised by the caller.
     let key = unsafe { key.as_slice() };
-    if !concern::must_look(fence::page(), file, key) || chain_locks::any() {
+    if !concern::must_look(fence::page(), file, key, own_opens::contain) || chain_locks::any() {
         return false;
     }
     keeping_errno(|| {
         let database = file.database;
+        // Without ctdb a record that is not there is nobody's, as that of an id which has just been drawn.
+        if !file.is_clustered && !is_there(database, key) {
+            return false;
+        }
         let error =
             match copied_key(key).map(|key| sidecar::ask(&Request::Look { database, key }, Vec::new())) {
                 Some(Verdict::Proceed) => return false,
@@ -376,6 +383,12 @@ fn changes_nothing(request: &Request) -> bool {
         return false;
     };
     concern::says_the_same(prelude, stored.as_deref().unwrap_or_default(), value)
+}
+
+/// Whether there is a record. In doubt there is.
+fn is_there(database: Database, key: &[u8]) -> bool {
+    let stored = copied_key(key).map(|key| sidecar::records_of(vec![RecordKey { database, key }]));
+    !matches!(stored, Some(Ok(stored)) if stored.iter().all(|record| record.value.is_none()))
 }
 
 fn copied_key(key: &[u8]) -> Option<Vec<u8>> {

@@ -20,6 +20,7 @@
 //! | `databases` | which `TDB_CONTEXT` is which database, and what was refused last |
 //! | `create_file` | whether the last CREATE has made an open that deletes its file |
 //! | `chain_locks` | how many locks this process holds |
+//! | `own_opens` | which opens this process has stored |
 //! | `concern` | which calls concern the cluster: a pure function of the page |
 //! | `process` | one start of `smbd` and the processes forked from it |
 //! | `sidecar` | the connection: hello, ask, wait, reconnect, ask again |
@@ -49,6 +50,7 @@ mod databases;
 mod fence;
 mod interpose;
 mod libtdb;
+mod own_opens;
 mod process;
 mod recent;
 mod sidecar;

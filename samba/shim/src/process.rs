@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::syslog::Trouble;
-use crate::{chain_locks, fence, sidecar};
+use crate::{chain_locks, fence, own_opens, sidecar};
 
 /// What every process of this start of `smbd` knows.
 pub(crate) struct Process {
@@ -67,6 +67,7 @@ pub(crate) fn join() -> bool {
 /// when descriptors are the parent's and timers are gone.
 extern "C" fn begin() {
     chain_locks::begin();
+    own_opens::begin();
     sidecar::begin();
     fence::begin();
 }

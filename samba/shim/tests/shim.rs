@@ -585,6 +585,43 @@ fn a_refused_look_takes_no_lock_and_a_fenced_one_ends_the_process() {
 }
 
 #[test]
+fn a_process_asks_before_it_locks_the_record_of_an_open_that_another_one_has_made() {
+    let mut rig = rig!();
+    let (mut program, _connection) = rig.bound_program(LONG);
+    let mut another = rig.observer();
+    for key in ["00000007", "00000008"] {
+        let process = if key == "00000007" { &mut another } else { &mut program };
+        assert_eq!(process.call(&store(OPEN, key, "aa")), "ok");
+    }
+    let locked = |program: &mut Program, key: &str| {
+        assert_eq!(program.call(&format!("lock {OPEN} {key}")), "ok");
+        assert_eq!(program.call(&format!("unlock {OPEN} {key}")), "ok");
+    };
+    locked(&mut program, "00000007");
+    (7..=9).for_each(|id| rig.sidecar.page.set_id(id));
+    locked(&mut program, "00000008");
+    locked(&mut program, "00000009");
+
+    program.begin(&format!("lock {OPEN} 00000007"));
+    let asked = rig.sidecar.next();
+    assert_eq!(asked.request, Request::Look { database: OPEN, key: vec![0, 0, 0, 7] });
+    locked(&mut another, "00000007");
+    asked.connection.reply(asked.request_id, Reply::Proceed);
+    assert_eq!(program.answer(), "ok");
+    assert_eq!(program.call(&format!("unlock {OPEN} 00000007")), "ok");
+
+    // What its parent has made is not its own.
+    program.call("fork");
+    let child = rig.sidecar.welcome().connection;
+    program.begin(&format!("lock {OPEN} 00000008"));
+    let asked = rig.sidecar.next();
+    assert!(asked.connection.is(&child));
+    assert_eq!(asked.request, Request::Look { database: OPEN, key: vec![0, 0, 0, 8] });
+    asked.connection.reply(asked.request_id, Reply::Proceed);
+    assert_eq!(program.answer(), "ok");
+}
+
+#[test]
 fn nobody_looks_under_a_lock() {
     let mut rig = rig!();
     let (mut program, _connection) = rig.bound_clustered_program(LONG);

@@ -181,7 +181,7 @@ impl Capture {
         Ok(stands_in_the_way(&record, image, traces, |_| true, state_of))
     }
 
-    async fn share_modes_of(
+    pub(super) async fn share_modes_of(
         &self,
         image: &OpenImage,
         connection: &mut Connection,
