@@ -9,6 +9,7 @@ pub mod contest;
 pub mod ctdb;
 pub mod net;
 pub mod process;
+pub mod program;
 pub mod proxy;
 pub mod relay;
 pub mod samba;

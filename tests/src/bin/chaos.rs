@@ -55,29 +55,11 @@ struct Arguments {
     json: Option<PathBuf>,
 }
 
-/// The conventional exit code of a program that SIGINT ended.
-const INTERRUPTED: u8 = 130;
-
 fn main() -> ExitCode {
-    if let Some(code) = harness::sidecar_main_if_asked() {
-        return code;
-    }
-    let arguments = Arguments::parse();
-    let runtime = tokio::runtime::Runtime::new().expect("a process can start its threads");
-    let result = runtime.block_on(async {
-        tokio::select! {
-            result = unleash(&arguments) => result,
-            // The run is dropped, and with it the cluster and its files.
-            _ = tokio::signal::ctrl_c() => Ok(ExitCode::from(INTERRUPTED)),
-        }
-    });
-    result.unwrap_or_else(|err| {
-        eprintln!("chaos: {}", node::telemetry::chain(err.as_ref()));
-        ExitCode::FAILURE
-    })
+    harness::program::main(unleash)
 }
 
-async fn unleash(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
+async fn unleash(arguments: Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let seed = arguments.seed.unwrap_or_else(|| rand::random_range(0..1_000_000));
     println!("Seed {seed}.");
     let tools = arguments.samba.as_deref().map_or_else(SambaTools::find, SambaTools::in_root)?;

@@ -53,29 +53,11 @@ struct Arguments {
     log_level: u8,
 }
 
-/// The conventional exit code of a program that SIGINT ended.
-const INTERRUPTED: u8 = 130;
-
 fn main() -> ExitCode {
-    if let Some(code) = harness::sidecar_main_if_asked() {
-        return code;
-    }
-    let arguments = Arguments::parse();
-    let runtime = tokio::runtime::Runtime::new().expect("a process can start its threads");
-    let ran = runtime.block_on(async {
-        tokio::select! {
-            ran = run(&arguments) => ran,
-            // What runs is dropped, and with it every server and its files.
-            _ = tokio::signal::ctrl_c() => Ok(ExitCode::from(INTERRUPTED)),
-        }
-    });
-    ran.unwrap_or_else(|err| {
-        eprintln!("conformance: {}", node::telemetry::chain(err.as_ref()));
-        ExitCode::FAILURE
-    })
+    harness::program::main(run)
 }
 
-async fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
+async fn run(arguments: Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let tools = arguments.samba.as_deref().map_or_else(SambaTools::find, SambaTools::in_root)?;
     let mut tests = smbtorture::list(&tools, SUITES)?;
     let wanted = WildMatch::new(&arguments.tests);

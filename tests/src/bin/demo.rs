@@ -27,29 +27,11 @@ struct Arguments {
     json: Option<PathBuf>,
 }
 
-/// The conventional exit code of a program that SIGINT ended.
-const INTERRUPTED: u8 = 130;
-
 fn main() -> ExitCode {
-    if let Some(code) = harness::sidecar_main_if_asked() {
-        return code;
-    }
-    let arguments = Arguments::parse();
-    let runtime = tokio::runtime::Runtime::new().expect("a process can start its threads");
-    let told = runtime.block_on(async {
-        tokio::select! {
-            told = tell(&arguments) => told,
-            // The story is dropped, and with it the cluster and its files.
-            _ = tokio::signal::ctrl_c() => Ok(ExitCode::from(INTERRUPTED)),
-        }
-    });
-    told.unwrap_or_else(|err| {
-        eprintln!("demo: {}", node::telemetry::chain(err.as_ref()));
-        ExitCode::FAILURE
-    })
+    harness::program::main(tell)
 }
 
-async fn tell(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
+async fn tell(arguments: Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let program = std::env::current_exe()?;
     let (victim, ending) = match SambaTools::find() {
         _ if arguments.stand_in => without_samba(program).await?,
