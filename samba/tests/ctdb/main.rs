@@ -3,6 +3,8 @@
 mod cluster;
 mod hostile;
 mod placing;
+#[path = "../common/private_smbd.rs"]
+mod private_smbd;
 mod records;
 mod smbd;
 #[path = "../smbd/testdata.rs"]

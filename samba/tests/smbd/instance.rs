@@ -1,19 +1,17 @@
 //! A private smbd.
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::symlink;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{self, Signal};
-use nix::unistd::Pid;
 use samba::tdb::{ChangeCount, Tdb, TdbFile};
 use samba::{Layout, LocalDatabases, Location, SambaVersion};
 use tempfile::TempDir;
+
+use super::private_smbd::PrivateSmbd;
 
 /// How long smbd may take to start or to end.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -81,89 +79,36 @@ impl Samba {
     }
 }
 
-/// A private smbd with one share. Its directories are its own, and are gone when it is dropped.
+/// A private smbd of a version.
 pub(crate) struct Smbd {
-    directory: TempDir,
-    process: Child,
-    address: SocketAddr,
+    smbd: PrivateSmbd,
     pub(crate) layout: Layout,
     smbclient: PathBuf,
 }
 
 impl Smbd {
-    /// Starts one that listens on `address`, which no other test may use, and on a port that is free now.
+    /// Starts one that listens on `address`, which no other test may use.
     pub(crate) fn start(samba: &Samba, address: &str) -> Self {
-        let free = TcpListener::bind((address, 0)).and_then(|listener| listener.local_addr());
-        let address = free.expect("a loopback address has free ports");
-        let directory = TempDir::with_prefix("holdfast-smbd-").expect("a temporary directory");
-        let root = directory.path();
-        for name in ["private", "lock", "state", "cache", "pid", "ncalrpc", "share"] {
-            fs::create_dir(root.join(name)).expect("it is new");
-        }
-        let root = root.display();
-        let conf = format!(
-            "[global]\n\
-             server role = standalone server\n\
-             private dir = {root}/private\n\
-             lock directory = {root}/lock\n\
-             state directory = {root}/state\n\
-             cache directory = {root}/cache\n\
-             pid directory = {root}/pid\n\
-             ncalrpc dir = {root}/ncalrpc\n\
-             log file = {root}/log.smbd\n\
-             interfaces = {ip}/8\n\
-             bind interfaces only = yes\n\
-             smb ports = {port}\n\
-             disable netbios = yes\n\
-             load printers = no\n\
-             printcap name = /dev/null\n\
-             map to guest = Bad User\n\
-             guest account = {user}\n\
-             [share]\n\
-             path = {root}/share\n\
-             guest ok = yes\n\
-             read only = no\n\
-             kernel oplocks = no\n\
-             kernel share modes = no\n\
-             posix locking = no\n",
-            ip = address.ip(),
-            port = address.port(),
-            user = nix::unistd::User::from_uid(nix::unistd::getuid())
-                .unwrap()
-                .expect("this user has a name")
-                .name,
-        );
-        fs::write(directory.path().join("smb.conf"), conf).expect("it can be written");
-        let process = Command::new(&samba.smbd)
-            .args(["-F", "--no-process-group", "-s"])
-            .arg(directory.path().join("smb.conf"))
-            // smbd ends its whole process group with itself.
-            .process_group(0)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("smbd is there");
-        let smbd =
-            Self { directory, process, address, layout: samba.layout, smbclient: samba.smbclient.clone() };
+        let smbd = PrivateSmbd::start(&samba.smbd, address, None, "");
+        let smbd = Self { smbd, layout: samba.layout, smbclient: samba.smbclient.clone() };
         let started = Instant::now();
         while smbd.try_databases().is_err() {
-            assert!(started.elapsed() < PATIENCE, "smbd does not start: {}", smbd.log());
+            assert!(started.elapsed() < PATIENCE, "smbd does not start: {}", smbd.smbd.log());
             thread::sleep(POLL);
         }
         smbd
     }
 
     pub(crate) fn conf(&self) -> PathBuf {
-        self.directory.path().join("smb.conf")
+        self.smbd.directory().join("smb.conf")
     }
 
     pub(crate) fn share(&self) -> PathBuf {
-        self.directory.path().join("share")
+        self.smbd.directory().join("share")
     }
 
     pub(crate) fn lock_directory(&self) -> PathBuf {
-        self.directory.path().join("lock")
+        self.smbd.directory().join("lock")
     }
 
     fn try_databases(&self) -> Result<LocalDatabases, samba::StoreError> {
@@ -186,16 +131,10 @@ impl Smbd {
 
     /// Runs a command of smbclient on the share, and returns whether it went well.
     pub(crate) fn smbclient(&self, command: &str) -> bool {
-        let output = Command::new(&self.smbclient)
-            .args([
-                &format!("//{}/share", self.address.ip()),
-                "-p",
-                &self.address.port().to_string(),
-                "-N",
-                "-U",
-                "nobody-in-particular%",
-            ])
-            .args(["-t", "20", "-c", command])
+        let output = self
+            .smbd
+            .smbclient(&self.smbclient)
+            .args(["-c", command])
             .output()
             .expect("smbclient comes with Samba");
         if !output.status.success() {
@@ -210,25 +149,14 @@ impl Smbd {
 
     /// Ends it, and waits until it has ended. Its files stay.
     pub(crate) fn end(&mut self) {
-        let pid = Pid::from_raw(i32::try_from(self.process.id()).expect("a process id"));
         // It may have ended by itself.
-        let _ = signal::kill(pid, Signal::SIGTERM);
+        let _ = signal::kill(self.smbd.pid(), Signal::SIGTERM);
         let started = Instant::now();
-        while self.process.try_wait().expect("it is our child").is_none() {
+        while self.smbd.process.try_wait().expect("it is our child").is_none() {
             if started.elapsed() > PATIENCE {
-                let _ = self.process.kill();
+                let _ = self.smbd.process.kill();
             }
             thread::sleep(POLL);
         }
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.directory.path().join("log.smbd")).unwrap_or_default()
-    }
-}
-
-impl Drop for Smbd {
-    fn drop(&mut self) {
-        self.end();
     }
 }

@@ -9,4 +9,6 @@
 mod config;
 mod instance;
 mod placing;
+#[path = "../common/private_smbd.rs"]
+mod private_smbd;
 mod testdata;
