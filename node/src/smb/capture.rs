@@ -106,6 +106,8 @@ enum Refused {
     LockOfAnother(DurableFileId),
     #[error("the process gave it up")]
     GivenUp,
+    #[error("open {0} is that of another connection")]
+    NotItsOwn(DurableFileId),
 }
 
 impl Refused {
@@ -190,6 +192,10 @@ impl Capture {
             Err(Refused::Request(error @ RequestError::Ended)) => Ok(Err(error)),
             Err(Refused::Connection(error)) => Err(error),
             Err(Refused::GivenUp) => Ok(Ok(None)),
+            Err(refused @ Refused::NotItsOwn(_)) => {
+                debug!(pid = connection.pid(), reason = %refused, "a change that smbd wanted to make is skipped");
+                Ok(Ok(Some(Reply::Skip)))
+            }
             Err(refused) => {
                 warn!(pid = connection.pid(), reason = %chain(&refused), "a change that smbd wanted to make is refused");
                 Ok(Ok(Some(Reply::Refuse { tdb_error: refused.tdb_error() })))
@@ -317,6 +323,11 @@ impl Capture {
         };
         let _in_order = self.stripe(cookie.file).await;
         let local = self.opens().get(id).cloned();
+        if let Some(local) = &local
+            && self.is_of_second_claim(local, &record)?
+        {
+            return Err(Refused::NotItsOwn(id));
+        }
         match (local, process_of(record.holder())) {
             (Some(local), Some(process)) => self.changed_or_back(local, value, process, connection).await,
             (Some(local), None) => self.disconnected(local, value).await,
@@ -338,9 +349,33 @@ impl Capture {
                     }
                 }
             }
+            // Somebody whose claim was refused writes that nobody has the open now. Nodes that have their records in common
+            // have that of the one who has it.
+            (None, None) if self.settings.is_clustered() && self.is_held_elsewhere(id) => {
+                Err(Refused::NotItsOwn(id))
+            }
             // Of a share that is not protected, or expired meanwhile.
             (None, None) => Ok(()),
         }
+    }
+
+    /// Whether a record is what a second claim makes of an open whose client has it still, or has it again.
+    ///
+    /// `smbd` stores the record as that of who claims it, before it looks into the share modes and refuses; and stores it
+    /// once more as one that nobody can come back to, when the process ends. What the record says meanwhile would be lost.
+    fn is_of_second_claim(&self, local: &LocalOpen, record: &OpenGlobal) -> Result<bool, Refused> {
+        let is_first_claim = local.process.is_none() && process_of(record.holder()).is_some();
+        if is_first_claim || local.process == Some(UNKNOWN_PROCESS) {
+            return Ok(false);
+        }
+        // Each claim gives the open a volatile id of its own.
+        let known = OpenImage::decode(&local.description.image)?;
+        Ok(known.open_global().open_volatile_id != record.open_volatile_id)
+    }
+
+    fn is_held_elsewhere(&self, id: DurableFileId) -> bool {
+        let holder = self.raft.read(|state| state.open(id).and_then(Open::holder));
+        holder.is_some_and(|owner| owner != self.proposer.owner())
     }
 
     /// A new durable open.

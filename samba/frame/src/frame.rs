@@ -143,6 +143,9 @@ pub enum Reply {
         /// What `smbd` is told.
         tdb_error: TdbError,
     },
+    /// Do not store or delete, and let the call succeed all the same: `smbd` is about to find out by itself that it has
+    /// nothing to change there, and says so to its client as it always does.
+    Skip,
     /// Before an answer is possible these records are needed.
     Need {
         /// Which ones.
@@ -235,6 +238,7 @@ mod kind {
     pub(super) const REFUSE: u8 = 0x83;
     pub(super) const NEED: u8 = 0x84;
     pub(super) const FENCE: u8 = 0x85;
+    pub(super) const SKIP: u8 = 0x86;
 }
 
 impl Request {
@@ -351,6 +355,9 @@ impl Reply {
             Self::Refuse { tdb_error } => {
                 Encoder::begin(out, kind::REFUSE, request_id, 1)?.u8(*tdb_error as u8);
             }
+            Self::Skip => {
+                Encoder::begin(out, kind::SKIP, request_id, 0)?;
+            }
             Self::Need { keys } => {
                 let payload = keys.iter().map(|wanted| 1 + bytes_len(&wanted.key)).sum::<usize>();
                 let mut frame = Encoder::begin(out, kind::NEED, request_id, 4 + payload)?;
@@ -378,6 +385,7 @@ impl Reply {
             kind::WELCOME => Self::Welcome,
             kind::PROCEED => Self::Proceed,
             kind::REFUSE => Self::Refuse { tdb_error: decoder.tdb_error()? },
+            kind::SKIP => Self::Skip,
             kind::NEED => Self::Need {
                 keys: decoder.list("keys", |decoder| {
                     Ok(RecordKey { database: decoder.database()?, key: decoder.bytes("key")? })
@@ -634,6 +642,7 @@ mod tests {
             Reply::Welcome,
             Reply::Proceed,
             Reply::Refuse { tdb_error: TdbError::Lock },
+            Reply::Skip,
             Reply::Need { keys: vec![wanted(Database::Locking), wanted(Database::Brlock)] },
             Reply::Fence,
         ]

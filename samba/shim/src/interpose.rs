@@ -68,8 +68,8 @@ unsafe extern "C" fn tdb_close(tdb: *mut Context) -> c_int {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn tdb_store(tdb: *mut Context, key: Data, dbuf: Data, flag: c_int) -> c_int {
     // SAFETY: key and value are readable during the call.
-    if unsafe { refuses_store(tdb, key, &[dbuf]) } {
-        return -1;
+    if let Some(result) = unsafe { instead_of_store(tdb, key, &[dbuf]) } {
+        return result;
     }
     // SAFETY: passed through.
     unsafe { libtdb::tdb_store(tdb, key, dbuf, flag) }
@@ -94,8 +94,8 @@ unsafe extern "C" fn tdb_storev(
         _ => &[],
     };
     // SAFETY: key and pieces are readable during the call.
-    if unsafe { refuses_store(tdb, key, pieces) } {
-        return -1;
+    if let Some(result) = unsafe { instead_of_store(tdb, key, pieces) } {
+        return result;
     }
     // SAFETY: passed through.
     unsafe { libtdb::tdb_storev(tdb, key, dbufs, num_dbufs, flag) }
@@ -109,8 +109,8 @@ unsafe extern "C" fn tdb_storev(
 #[unsafe(no_mangle)]
 unsafe extern "C" fn tdb_delete(tdb: *mut Context, key: Data) -> c_int {
     // SAFETY: the key is readable during the call.
-    if unsafe { refuses_delete(tdb, key) } {
-        return -1;
+    if let Some(result) = unsafe { instead_of_delete(tdb, key) } {
+        return result;
     }
     // SAFETY: passed through.
     unsafe { libtdb::tdb_delete(tdb, key) }
@@ -248,20 +248,20 @@ unsafe extern "C" fn call_watched(key: Data, data: Data, watched: *mut c_void) -
     unsafe { (watched.parser)(key, data, watched.private_data) }
 }
 
-/// Whether a store must not be made, after asking if it concerns the cluster. What ctdb puts before the value is left out,
-/// and a value of that alone deletes the record.
+/// What a store returns that must not be made, after asking if it concerns the cluster. What ctdb puts before the value is
+/// left out, and a value of that alone deletes the record.
 ///
 /// # Safety
 ///
 /// Key and pieces are readable.
-unsafe fn refuses_store(tdb: *mut Context, key: Data, pieces: &[Data]) -> bool {
-    let Some(file) = databases::file_of(tdb) else { return false };
+unsafe fn instead_of_store(tdb: *mut Context, key: Data, pieces: &[Data]) -> Option<c_int> {
+    let file = databases::file_of(tdb)?;
     let (database, header_len) = (file.database, file.header_len());
     let stored_len = pieces.iter().fold(0, |length: usize, piece| length.saturating_add(piece.dsize));
     let value_len = stored_len.saturating_sub(header_len);
     if file.is_clustered && value_len == 0 {
         // SAFETY: promised by the caller.
-        return unsafe { refuses_delete(tdb, key) };
+        return unsafe { instead_of_delete(tdb, key) };
     }
     // SAFETY: promised by the caller.
     let key = unsafe { key.as_slice() };
@@ -269,7 +269,7 @@ unsafe fn refuses_store(tdb: *mut Context, key: Data, pieces: &[Data]) -> bool {
     if database == Database::OpenGlobal {
         concern::global_id(key).into_iter().for_each(own_opens::add);
     }
-    refuses(database, key, Change::Store { value_len }, |key| {
+    instead_of(database, key, Change::Store { value_len }, |key| {
         let mut value = copied(value_len)?;
         let mut left_out = header_len;
         for piece in pieces {
@@ -286,16 +286,16 @@ unsafe fn refuses_store(tdb: *mut Context, key: Data, pieces: &[Data]) -> bool {
     })
 }
 
-/// Whether a delete must not be made, after asking if it concerns the cluster.
+/// What a delete returns that must not be made, after asking if it concerns the cluster.
 ///
 /// # Safety
 ///
 /// The key is readable.
-unsafe fn refuses_delete(tdb: *mut Context, key: Data) -> bool {
-    let Some(database) = databases::database_of(tdb) else { return false };
+unsafe fn instead_of_delete(tdb: *mut Context, key: Data) -> Option<c_int> {
+    let database = databases::database_of(tdb)?;
     // SAFETY: promised by the caller.
     let key = unsafe { key.as_slice() };
-    refuses(database, key, Change::Delete, |key| Some(Request::Delete { database, key }))
+    instead_of(database, key, Change::Delete, |key| Some(Request::Delete { database, key }))
 }
 
 /// Whether a record must not be looked at, after asking if it concerns the cluster. Not asked under a lock: the answer may
@@ -320,7 +320,7 @@ unsafe fn refuses_look(tdb: *mut Context, key: Data) -> bool {
         }
         let error =
             match copied_key(key).map(|key| sidecar::ask(&Request::Look { database, key }, Vec::new())) {
-                Some(Verdict::Proceed) => return false,
+                Some(Verdict::Proceed | Verdict::Skip) => return false,
                 Some(Verdict::NoAnswer) => TdbError::Io,
                 Some(Verdict::Refuse(error)) => error,
                 None => TdbError::Oom,
@@ -330,38 +330,42 @@ unsafe fn refuses_look(tdb: *mut Context, key: Data) -> bool {
     })
 }
 
-fn refuses(
+fn instead_of(
     database: Database,
     key: &[u8],
     change: Change,
     request: impl FnOnce(Vec<u8>) -> Option<Request>,
-) -> bool {
+) -> Option<c_int> {
+    const FAILED: c_int = -1;
+    const DONE: c_int = 0;
+
     databases::set_refused(database, None);
     if !concern::must_ask(fence::page(), database, key, change) {
-        return false;
+        return None;
     }
     keeping_errno(|| {
         let Some(request) = copied_key(key).and_then(request) else {
             databases::set_refused(database, Some(TdbError::Oom));
-            return true;
+            return Some(FAILED);
         };
         if changes_nothing(&request) {
-            return false;
+            return None;
         }
         let expected = match database {
             Database::OpenGlobal => sidecar::records_of(recent::keys()).unwrap_or_default(),
             _ => Vec::new(),
         };
         let error = match (sidecar::ask(&request, expected), database, change) {
-            (Verdict::Proceed, _, _) => return false,
+            (Verdict::Proceed, _, _) => return None,
+            (Verdict::Skip, _, _) => return Some(DONE),
             // A tree connect that nobody admitted may go without anybody's consent; where that fails, `smbd`
             // ends the connection instead of telling its client why.
-            (Verdict::NoAnswer, Database::TconGlobal, Change::Delete) => return false,
+            (Verdict::NoAnswer, Database::TconGlobal, Change::Delete) => return None,
             (Verdict::NoAnswer, _, _) => TdbError::Io,
             (Verdict::Refuse(error), _, _) => error,
         };
         databases::set_refused(database, Some(error));
-        true
+        Some(FAILED)
     })
 }
 

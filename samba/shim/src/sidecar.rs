@@ -48,6 +48,8 @@ const HELLO_ID: u32 = 0;
 pub(crate) enum Verdict {
     /// Make the call.
     Proceed,
+    /// Do not make it, and let it succeed.
+    Skip,
     /// Let it fail.
     Refuse(TdbError),
     /// Nobody said, in the time that a process that is not bound waits.
@@ -184,6 +186,7 @@ impl Connection {
         loop {
             match self.receive(self.request_id, wait)? {
                 Reply::Proceed => return Ok(Verdict::Proceed),
+                Reply::Skip => return Ok(Verdict::Skip),
                 Reply::Refuse { tdb_error } => return Ok(Verdict::Refuse(tdb_error)),
                 Reply::Need { keys } => {
                     if let Some(error) = self.send_records(keys, wait)? {

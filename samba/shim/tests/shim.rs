@@ -90,6 +90,22 @@ fn a_refused_store_is_not_made_and_tdb_error_says_why() {
 }
 
 #[test]
+fn a_change_that_is_skipped_is_not_made_and_succeeds() {
+    let mut rig = rig!();
+    let (mut program, _connection) = rig.bound_program(LONG);
+    let mut observer = rig.observer();
+    rig.sidecar.page.set_id(7);
+    assert_eq!(rig.sidecar.proceed(&mut program, &store(OPEN, "00000007", "aa")), "ok");
+    for change in [store(OPEN, "00000007", "bb"), format!("delete {OPEN} 00000007")] {
+        program.begin(&change);
+        let asked = rig.sidecar.next();
+        asked.connection.reply(asked.request_id, Reply::Skip);
+        assert_eq!(program.answer(), "ok");
+        assert_eq!(observer.call(&format!("fetch {OPEN} 00000007")), "aa");
+    }
+}
+
+#[test]
 fn what_does_not_concern_the_cluster_is_never_asked_about() {
     let mut rig = rig!();
     let (mut program, _connection) = rig.bound_program(LONG);
