@@ -18,7 +18,7 @@ use std::time::Duration;
 use frame::Reply;
 use statedb::{Arbiter, DurableFileId, FileKey, NodeId, NodeState, Owner, State};
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -123,6 +123,16 @@ impl Lookout {
             let Some(smbd) = smbd else { continue };
             if let Err(error) = smbd.capture.close_contradicted(open).await {
                 debug!(durable_file_id = %open, %error, "an orphan is not closed by this incarnation any more");
+            }
+        }
+    }
+
+    /// Answers whoever wants to know all that was committed before he asked. Ends with who asks.
+    pub async fn catch_up_for(self: Arc<Self>, mut asked: mpsc::Receiver<oneshot::Sender<()>>) {
+        while let Some(answer) = asked.recv().await {
+            if self.catch_up().await {
+                // He may have lost patience.
+                let _ = answer.send(());
             }
         }
     }

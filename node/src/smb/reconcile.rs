@@ -22,7 +22,7 @@ use statedb::{
     Owner, ShareName, State,
 };
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
@@ -139,6 +139,8 @@ pub struct Reports {
     pub contradicted: mpsc::Sender<DurableFileId>,
     /// Files that were deleted for a dead `smbd`.
     pub deleted: mpsc::Sender<FileKey>,
+    /// Answered when this node has applied all that was committed before.
+    pub catch_up: mpsc::Sender<oneshot::Sender<()>>,
 }
 
 /// The task that does it.
@@ -500,6 +502,10 @@ impl Reconciler {
     ) -> BTreeMap<DurableFileId, ShareName> {
         let shares: BTreeMap<_, _> =
             place.iter().map(|open| (open.durable_file_id, open.share.clone())).collect();
+        // What this node does not know of counts as something that has ended.
+        if self.settings.is_clustered() && !place.is_empty() && !self.catch_up().await {
+            return shares;
+        }
         let done = self.on_databases(move |databases| {
             let removed =
                 remove.into_iter().map(|(id, file)| (id, databases.remove(id, file).map(drop))).collect();
@@ -545,17 +551,29 @@ impl Reconciler {
 }
 
 impl Reconciler {
+    /// Waits until this node has applied all that was committed by now; false if that takes too long.
+    async fn catch_up(&self) -> bool {
+        let (has_caught_up, caught_up) = oneshot::channel();
+        let wait =
+            async { self.reports.catch_up.send(has_caught_up).await.is_ok() && caught_up.await.is_ok() };
+        tokio::time::timeout(RECORD_LOCKED_AT_MOST, wait).await.unwrap_or(false)
+    }
+
     /// Does something with the databases, on a thread that may block. `None` if they cannot be opened yet.
     async fn on_databases<R: Send + 'static>(
         &self,
         work: impl FnOnce(&mut LocalDatabases) -> R + Send + 'static,
     ) -> Option<R> {
         let (libtdb, settings) = (Arc::clone(&self.libtdb), Arc::clone(&self.settings));
+        let raft = Arc::clone(&self.raft);
         let work = move || {
             // Open only as long as it takes: a handle that is kept would keep the databases of an smbd that has
             // ended from being emptied by its successor.
-            LocalDatabases::open(&libtdb, &settings.location(), settings.layout, RECORD_LOCKED_AT_MOST)
-                .map(|mut databases| work(&mut databases))
+            LocalDatabases::open(&libtdb, &settings.location(), settings.layout, RECORD_LOCKED_AT_MOST).map(
+                |databases| {
+                    work(&mut databases.knowing(move |id| raft.read(|state| state.open(id).is_some())))
+                },
+            )
         };
         match tokio::task::spawn_blocking(work).await {
             Ok(Ok(result)) => Some(result),

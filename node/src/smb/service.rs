@@ -226,6 +226,7 @@ impl SmbService {
         let left_behind = Arc::new(LeftBehind::default());
         let (contradicted, to_close) = mpsc::channel(CONTRADICTED_MAX);
         let (deleted, to_report) = mpsc::channel(DELETED_MAX);
+        let (catch_up, asked) = mpsc::channel(1);
         let reconciler = Reconciler::new(
             Arc::clone(&raft),
             Arc::clone(&tracker),
@@ -233,7 +234,7 @@ impl SmbService {
             Arc::clone(&left_behind),
             Arc::clone(&settings),
             Tdb::load()?,
-            Reports { contradicted, deleted },
+            Reports { contradicted, deleted, catch_up },
         );
         let (reconciled, found) = (reconciler.reconciled(), reconciler.found());
         tokio::spawn(reconciler.run(stop.clone()));
@@ -244,6 +245,7 @@ impl SmbService {
         }
         tokio::spawn(Arc::clone(&lookout).close_contradicted(to_close));
         tokio::spawn(Arc::clone(&lookout).report_deleted(to_report));
+        tokio::spawn(Arc::clone(&lookout).catch_up_for(asked));
         let service = Self {
             raft,
             lease,

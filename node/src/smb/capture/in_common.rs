@@ -15,13 +15,22 @@
 //! The same value shows who has come. If he contradicts the open, it is closed in the cluster before the store goes on:
 //! whoever took what is left of it for an open would give back a cache that is stale. If nobody does, the open stays as it
 //! is, and an orphan is put back. In doubt this node first learns all that the others have committed: an open that has
-//! moved meanwhile has an entry that is not recognised by what was known of it.
+//! moved meanwhile has an entry that is not recognised by what was known of it. And a recovery may have brought an older
+//! record back, with entries of opens that have ended: those contradict nobody (see [`samba::materialise::Present`]).
 
-use samba::materialise::{LocksInTheWay, Traces, locks_in_the_way, stands_in_the_way};
-use samba::records::{BrlockEntry, LeaseRecord, LockingRecord, lease_record_key};
+use std::collections::HashSet;
+use std::time::Duration;
+
+use samba::databases::Location;
+use samba::materialise::{LocksInTheWay, Present, Traces, locks_in_the_way, stands_in_the_way};
+use samba::records::{BrlockEntry, LeaseRecord, LockingRecord, ServerId, lease_record_key};
 use statedb::{Arbiter, ClientGuid, LeaseKey, LeaseState};
 
 use super::*;
+
+/// How long ctdbd may take to say whether a process lives, while `smbd` waits for it in a store. It knows that without
+/// asking anybody but the node of the process.
+const CTDBD_ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 
 /// Opens that a record was stored without, although they are in it as far as this node knows.
 #[derive(Debug, Default)]
@@ -138,6 +147,8 @@ impl Capture {
         let is_contradicted = match database {
             Database::Brlock => {
                 let locks = BrlockEntry::decode_all(self.settings.layout, value)?;
+                let ended = self.ended(locks.iter().map(|lock| lock.server_id)).await;
+                let locks = self.present(&ended).locks_of(&locks);
                 let record = self.share_modes_of(image, connection).await?;
                 match locks_in_the_way(&locks, &record, image, |_| true) {
                     LocksInTheWay::None => false,
@@ -164,7 +175,14 @@ impl Capture {
     ) -> Result<bool, Refused> {
         let layout = self.settings.layout;
         let record = LockingRecord::decode(layout, value)?;
-        let entries = record.share_modes().map_or(&[][..], |share_modes| &share_modes.entries);
+        // Whoever has the entry, living or dead: it is not there, or this would not be asked.
+        let traces = Traces::of_orphan(image, None, |_| false);
+        let entries_of = |record: &LockingRecord| {
+            record.share_modes().map_or_else(Vec::new, |share_modes| share_modes.entries.clone())
+        };
+        let ended = self.ended(entries_of(&record).iter().map(|entry| entry.server_id)).await;
+        let record = self.present(&ended).entries_of(&record, traces);
+        let entries = entries_of(&record);
         let leases: BTreeSet<_> = entries.iter().filter_map(|entry| entry.lease()).collect();
         let lease_key = |(client, key): (ClientGuid, LeaseKey)| lease_record_key(client, key).to_vec();
         let wanted =
@@ -175,8 +193,6 @@ impl Capture {
                 states.insert(record.key, LeaseRecord::decode(layout, &value)?.current_state);
             }
         }
-        // Whoever has the entry, living or dead: it is not there, or this would not be asked.
-        let traces = Traces::of_orphan(image, None, |_| false);
         let state_of = |client, key| states.get(&lease_key((client, key))).copied();
         Ok(stands_in_the_way(&record, image, traces, |_| true, state_of))
     }
@@ -190,6 +206,46 @@ impl Capture {
         let fetched = self.fetch(vec![RecordKey { database: Database::Locking, key }], connection).await?;
         let value = fetched.into_iter().find_map(|record| record.value).unwrap_or_default();
         Ok(LockingRecord::decode(self.settings.layout, &value)?)
+    }
+
+    /// Which of these processes do not live any more, on whichever node they were. If ctdbd cannot say it, all live.
+    async fn ended(&self, processes: impl Iterator<Item = ServerId>) -> HashSet<ServerId> {
+        let named: HashSet<_> = processes.filter(|process| *process != ServerId::DISCONNECTED).collect();
+        let Location::Clustered { socket } = self.settings.location() else { return HashSet::new() };
+        if named.is_empty() {
+            return named;
+        }
+        let ask = move || {
+            let mut ctdbd = samba::ctdb::Connection::open(&socket, CTDBD_ANSWERS_WITHIN)?;
+            let mut ended = HashSet::new();
+            for process in named {
+                if !ctdbd.process_exists(process)? {
+                    ended.insert(process);
+                }
+            }
+            Ok::<_, samba::CtdbError>(ended)
+        };
+        match tokio::task::spawn_blocking(ask).await {
+            Ok(Ok(ended)) => ended,
+            Ok(Err(error)) => {
+                warn!(error = %chain(&error), "ctdbd does not say which processes live: all are taken for living ones");
+                HashSet::new()
+            }
+            Err(error) => {
+                error!(%error, "the question which processes live was cut short");
+                HashSet::new()
+            }
+        }
+    }
+
+    fn present(
+        &self,
+        ended: &HashSet<ServerId>,
+    ) -> Present<impl Fn(ServerId) -> bool, impl Fn(DurableFileId) -> bool> {
+        Present {
+            is_alive: |process| !ended.contains(&process),
+            is_known: |id| self.raft.read(|state| state.open(id).is_some()),
+        }
     }
 
     async fn fetch(
