@@ -14,10 +14,10 @@ use tokio::time;
 
 use super::{
     files::{KnownFile, Presence},
-    oracle::{Breach, Excuse, History},
+    oracle::{Breach, Excuse, History, is_gone},
     world::{Arrival, Interrupted, Known, Phase, Traveller, World, answer},
 };
-use crate::smb_client::{CreateGuid, CreateRequest, Durability, NtStatus, Opened};
+use crate::smb_client::{CreateGuid, CreateRequest, Durability, Opened};
 
 /// What it is promised.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -94,13 +94,7 @@ impl Latecomer {
                     self.opens.iter_mut().for_each(|open| open.confirmed = Instant::now());
                 }
             };
-            let interrupted = tokio::select! {
-                done = visit => done.is_err(),
-                () = world.suspected(arrival.node) => true,
-            };
-            world.seat(number, |seat| seat.settled = false);
-            arrival.session.drop_connection().await;
-            if !interrupted {
+            if world.stay(number, &arrival, visit).await {
                 return;
             }
             too_late = self.traveller.rng.random();
@@ -171,7 +165,7 @@ impl Latecomer {
                     } else {
                         deletes.then_some(Excuse::DeletedOnClose)
                     };
-                    match excuse.filter(|_| err.status() == Some(NtStatus::OBJECT_NAME_NOT_FOUND)) {
+                    match excuse.filter(|_| is_gone(&err)) {
                         Some(excuse) => world.oracle.excused(node, confirmed, excuse),
                         None => {
                             let what = format!("{} after {away:?}: {err}", abandoned.path);

@@ -17,6 +17,7 @@ mod report;
 mod rivals;
 mod schedule;
 mod truth;
+mod visits;
 mod worker;
 mod world;
 

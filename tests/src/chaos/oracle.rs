@@ -15,6 +15,7 @@ use std::{
 };
 
 use super::schedule::Death;
+use crate::smb_client::{NtStatus, SmbError};
 
 /// Events remembered of each open: enough for the last rounds of its life.
 const HISTORY_MAX: usize = 40;
@@ -240,6 +241,24 @@ impl Oracle {
         });
     }
 
+    /// An open of a file that others want too was refused, which is right if one of them may have come. Who held it, is the
+    /// node and the moment in which that was confirmed last.
+    pub(super) fn refused_after_visits(
+        &self,
+        visited: bool,
+        refusal: &SmbError,
+        held: (usize, Instant),
+        path: &str,
+        history: &History,
+    ) {
+        let (node, held_until) = held;
+        if visited && is_gone(refusal) {
+            self.excused(node, held_until, Excuse::Intruder);
+        } else {
+            self.lost(node, held_until, format!("{path}: {refusal}"), history);
+        }
+    }
+
     /// It did not come back, or not as it was.
     pub(super) fn lost(&self, node: usize, held_until: Instant, what: String, history: &History) {
         self.count(|account| {
@@ -248,6 +267,12 @@ impl Oracle {
         });
         self.violation(Breach::Lost, what, Some(history));
     }
+}
+
+/// Whether a refusal says that there is no such open. The second is what smbd says if the cluster has given the open up
+/// in the very moment in which it was claimed.
+pub(super) fn is_gone(refusal: &SmbError) -> bool {
+    [Some(NtStatus::OBJECT_NAME_NOT_FOUND), Some(NtStatus::NOT_FOUND)].contains(&refusal.status())
 }
 
 impl Account {

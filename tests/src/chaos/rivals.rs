@@ -5,7 +5,10 @@
 //! it back after another one had it, is a second owner.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -14,7 +17,8 @@ use tokio::time;
 
 use super::{
     files::{KnownFile, Presence},
-    oracle::{Breach, Excuse, History},
+    oracle::{Breach, History},
+    visits::{Visited, Visits},
     world::{Arrival, Interrupted, Known, Phase, Traveller, World, answer},
 };
 use crate::smb_client::{
@@ -31,29 +35,25 @@ const PAUSE_MS: std::ops::Range<u64> = 5..40;
 #[derive(Debug)]
 pub(super) struct Register {
     path: String,
-    entry: Mutex<Entry>,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Entry {
     /// How often the file was given to somebody; the number of the newest grant.
-    grants: u64,
-    /// How often somebody has asked for it.
-    attempts: u64,
-    /// How many of them wait for their answer.
-    waiting: u64,
+    grants: AtomicU64,
+    visits: Visits,
 }
 
 impl Register {
     /// The registers of a share.
     pub(super) fn of_share(share: &str) -> Vec<Self> {
         (0..FILES)
-            .map(|number| Self { path: format!("{share}-contested-{number}"), entry: Mutex::default() })
+            .map(|number| Self {
+                path: format!("{share}-contested-{number}"),
+                grants: AtomicU64::new(0),
+                visits: Visits::default(),
+            })
             .collect()
     }
 
-    fn entry<T>(&self, look: impl FnOnce(&mut Entry) -> T) -> T {
-        look(&mut self.entry.lock().expect("nobody panics while holding it"))
+    fn grants(&self) -> u64 {
+        self.grants.load(Ordering::SeqCst)
     }
 }
 
@@ -74,8 +74,8 @@ struct Own {
     register: usize,
     /// The number of the grant.
     grant: u64,
-    /// The register when it was granted.
-    then: Entry,
+    /// Who had asked for it when it was granted.
+    then: Visited,
     node: usize,
     confirmed: Instant,
 }
@@ -95,14 +95,7 @@ impl Rival {
                 world.seat(number, |seat| seat.settled = true);
                 self.compete(&world, &arrival, &mut breaks).await
             };
-            // It makes no difference where it is interrupted: its requests are counted before they are sent.
-            let interrupted = tokio::select! {
-                done = compete => done.is_err(),
-                () = world.suspected(arrival.node) => true,
-            };
-            world.seat(number, |seat| seat.settled = false);
-            arrival.session.drop_connection().await;
-            if !interrupted {
+            if world.stay(number, &arrival, compete).await {
                 return;
             }
         }
@@ -113,11 +106,10 @@ impl Rival {
         let Some(own) = &mut self.own else { return Ok(()) };
         let register = &self.registers[own.register];
         let claim = answer(arrival.tree.create(own.open.reconnect_request()).await)?;
-        let now = register.entry(|entry| *entry);
         match claim {
             Ok(open) => {
                 own.history.note(format!("reclaimed at node {}", arrival.node));
-                if now.grants != own.grant {
+                if register.grants() != own.grant {
                     let what =
                         format!("{} is given back although somebody else has had it since", register.path);
                     world.oracle.violation(Breach::OwnedTwice, what, Some(&own.history));
@@ -128,17 +120,9 @@ impl Rival {
             }
             Err(err) => {
                 own.history.note(format!("node {}: {err}", arrival.node));
-                let nobody_asked = now.attempts == own.then.attempts && own.then.waiting == 0;
-                // The second is what smbd says if the cluster has given the open up in the very moment in which it
-                // was claimed.
-                let is_gone = [Some(NtStatus::OBJECT_NAME_NOT_FOUND), Some(NtStatus::NOT_FOUND)]
-                    .contains(&err.status());
-                if nobody_asked || !is_gone {
-                    let what = format!("{}: {err}", register.path);
-                    world.oracle.lost(own.node, own.confirmed, what, &own.history);
-                } else {
-                    world.oracle.excused(own.node, own.confirmed, Excuse::Intruder);
-                }
+                let visited = !register.visits.none_since(own.then);
+                let held = (own.node, own.confirmed);
+                world.oracle.refused_after_visits(visited, &err, held, &register.path, &own.history);
                 self.own = None;
             }
         }
@@ -187,20 +171,14 @@ impl Rival {
             1 => request.with_lease(Lease::request(LeaseState::READ_HANDLE)),
             _ => request.with_lease(Lease::request(LeaseState::READ_WRITE_HANDLE)),
         };
-        register.entry(|entry| {
-            entry.attempts += 1;
-            entry.waiting += 1;
-        });
-        let granted = answer(arrival.tree.create(request.durable_v2()).await);
-        let then = register.entry(|entry| {
-            entry.waiting -= 1;
-            entry.grants += u64::from(matches!(granted, Ok(Ok(_))));
-            *entry
-        });
-        match granted? {
+        let visit = register.visits.begin();
+        let granted = answer(arrival.tree.create(request.durable_v2()).await)?;
+        drop(visit);
+        match granted {
             Ok(open) => {
                 let (id, mut history) = world.oracle.register();
-                let grant = then.grants;
+                let grant = register.grants.fetch_add(1, Ordering::SeqCst) + 1;
+                let then = register.visits.now();
                 history.note(format!("{}: grant {grant} by node {}", register.path, arrival.node));
                 world.oracle.count(|account| account.exclusive_grants += 1);
                 let (node, confirmed) = (arrival.node, Instant::now());
@@ -223,7 +201,7 @@ impl Rival {
         let Some(own) = &mut self.own else { return Ok(()) };
         let register = &self.registers[own.register];
         // Before it is sent: who is given the file later may be so by an answer that overtakes this one's.
-        let was_owner = register.entry(|entry| entry.grants == own.grant);
+        let was_owner = register.grants() == own.grant;
         match answer(own.open.write(0, &own.grant.to_le_bytes()).await)? {
             Ok(_) if was_owner => own.confirmed = Instant::now(),
             Ok(_) => {

@@ -18,10 +18,11 @@ use tokio::time;
 
 use super::{
     files::{KnownFile, Presence},
-    oracle::{Breach, Excuse, History},
+    oracle::{Breach, History},
+    visits::{Visited, Visits},
     world::{Arrival, Interrupted, Known, Phase, Traveller, World, answer},
 };
-use crate::smb_client::{Break, Breaks, CreateRequest, LeaseState, NtStatus, Opened};
+use crate::smb_client::{Break, Breaks, CreateRequest, LeaseState, Opened};
 
 /// How long a reader may wait before it claims, so that a writer can be earlier, in milliseconds.
 const DELAY_MS: std::ops::Range<u64> = 0..1500;
@@ -36,7 +37,9 @@ const VERSION_LEN: u32 = 8;
 #[derive(Debug)]
 pub(super) struct Page {
     path: String,
-    /// Writes that were begun.
+    /// The writer's.
+    visits: Visits,
+    /// Writes that were begun; the number of the newest one.
     begun: AtomicU64,
     /// The last write that was acknowledged: the number that the file contains then.
     written: AtomicU64,
@@ -44,11 +47,7 @@ pub(super) struct Page {
 
 impl Page {
     pub(super) fn new(path: String) -> Self {
-        Self { path, begun: AtomicU64::new(0), written: AtomicU64::new(0) }
-    }
-
-    fn begun(&self) -> u64 {
-        self.begun.load(Ordering::SeqCst)
+        Self { path, visits: Visits::default(), begun: AtomicU64::new(0), written: AtomicU64::new(0) }
     }
 
     fn written(&self) -> u64 {
@@ -74,7 +73,7 @@ struct Cached {
     contents: Vec<u8>,
     /// The page when the contents were read.
     written: u64,
-    begun: u64,
+    then: Visited,
     node: usize,
     confirmed: Instant,
 }
@@ -99,13 +98,7 @@ impl Reader {
                 world.seat(number, |seat| seat.settled = true);
                 self.read(&world, &arrival, &mut breaks).await
             };
-            let interrupted = tokio::select! {
-                done = read => done.is_err(),
-                () = world.suspected(arrival.node) => true,
-            };
-            world.seat(number, |seat| seat.settled = false);
-            arrival.session.drop_connection().await;
-            if !interrupted {
+            if world.stay(number, &arrival, read).await {
                 return;
             }
         }
@@ -133,20 +126,16 @@ impl Reader {
                 own.open = open;
                 (own.node, own.confirmed) = (arrival.node, Instant::now());
                 let contents = answer(own.open.read(0, VERSION_LEN).await)?.unwrap_or_default();
-                if self.page.begun() == own.begun && contents != own.contents {
+                if self.page.visits.none_since(own.then) && contents != own.contents {
                     let what = format!("{} was {:?} and is {contents:?}", self.page.path, own.contents);
                     world.oracle.violation(Breach::StaleCache, what, Some(&own.history));
                 }
             }
             Err(err) => {
                 own.history.note(format!("node {}: {err}", arrival.node));
-                let nobody_came = self.page.begun() == own.begun;
-                if nobody_came || err.status() != Some(NtStatus::OBJECT_NAME_NOT_FOUND) {
-                    let what = format!("{}: {err}", self.page.path);
-                    world.oracle.lost(own.node, own.confirmed, what, &own.history);
-                } else {
-                    world.oracle.excused(own.node, own.confirmed, Excuse::Intruder);
-                }
+                let visited = !self.page.visits.none_since(own.then);
+                let held = (own.node, own.confirmed);
+                world.oracle.refused_after_visits(visited, &err, held, &self.page.path, &own.history);
                 self.own = None;
             }
         }
@@ -208,12 +197,12 @@ impl Reader {
             return Ok(());
         }
         // Nobody else has it open, and nobody can without this client's consent: nothing changes until then.
-        let (written, begun) = (self.page.written(), self.page.begun());
+        let (written, then) = (self.page.written(), self.page.visits.now());
         let contents = answer(open.read(0, VERSION_LEN).await)?.unwrap_or_default();
         let (id, mut history) = world.oracle.register();
         history.note(format!("{} granted by node {}, {written} cached", self.page.path, arrival.node));
         let (state, node, confirmed) = (open.lease_state(), arrival.node, Instant::now());
-        self.own = Some(Cached { open, id, history, state, contents, written, begun, node, confirmed });
+        self.own = Some(Cached { open, id, history, state, contents, written, then, node, confirmed });
         Ok(())
     }
 
@@ -272,13 +261,7 @@ impl Writer {
                     }
                 }
             };
-            let interrupted = tokio::select! {
-                done = write => done.is_err(),
-                () = world.suspected(arrival.node) => true,
-            };
-            world.seat(number, |seat| seat.settled = false);
-            arrival.session.drop_connection().await;
-            if !interrupted {
+            if world.stay(number, &arrival, write).await {
                 return;
             }
         }
@@ -287,6 +270,7 @@ impl Writer {
     /// Opens the file and writes into it the number of the write.
     async fn intrude(&self, world: &World, arrival: &Arrival) -> Result<(), Interrupted> {
         let number = self.page.begun.fetch_add(1, Ordering::SeqCst) + 1;
+        let _visit = self.page.visits.begin();
         let intrude = async {
             let open = arrival.tree.create(CreateRequest::new(&self.page.path)).await?;
             open.write(0, &number.to_le_bytes()).await?;

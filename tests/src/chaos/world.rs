@@ -155,6 +155,24 @@ impl World {
         suspects.wait_for(|suspect| *suspect == Some(node)).await.expect("the world keeps the sender");
     }
 
+    /// Lets a client do what it does in a share until it is done, loses its connection or had better leave its node.
+    /// Returns whether it is done.
+    pub(super) async fn stay(
+        &self,
+        client: usize,
+        arrival: &Arrival,
+        stay: impl Future<Output = Result<(), Interrupted>>,
+    ) -> bool {
+        // Dropped wherever it is: what has to be known of its requests is counted before they are sent.
+        let done = tokio::select! {
+            done = stay => done.is_ok(),
+            () = self.suspected(arrival.node) => false,
+        };
+        self.seat(client, |seat| seat.settled = false);
+        arrival.session.drop_connection().await;
+        done
+    }
+
     pub(super) fn seats<T>(&self, look: impl FnOnce(&mut [Seat]) -> T) -> T {
         look(&mut self.seats.lock().expect("nobody panics while holding it"))
     }
