@@ -43,10 +43,6 @@ use crate::{net, smb_client::NtStatus};
 /// How long a node may take to accept a connection before the next one is tried.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long a node may take to notice that a client has closed a connection, and how often that is looked at.
-const LETS_GO_WITHIN: Duration = Duration::from_secs(2);
-const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(1);
-
 /// Bytes carried from one side to the other at a time.
 const BUFFER_LEN: usize = 64 << 10;
 
@@ -224,7 +220,6 @@ impl Proxy {
             current: 0,
             connections: 0,
             open: BTreeMap::new(),
-            leaving: Vec::new(),
             pumps: JoinSet::new(),
             reporter,
             log: log.clone(),
@@ -301,8 +296,6 @@ struct Router {
     /// Connections accepted so far.
     connections: usize,
     open: BTreeMap<usize, OpenConnection>,
-    /// Connections that clients have closed, by the node that may not have noticed yet.
-    leaving: Vec<(usize, OwnedFd)>,
     pumps: JoinSet<()>,
     reporter: mpsc::Sender<Report>,
     log: Log,
@@ -319,7 +312,7 @@ impl Router {
                     // An error belongs to that one connection (accept(2)).
                     if let Ok((client, _)) = accepted {
                         self.act_on_unread_closes().await;
-                        self.route(client, &mut reports).await;
+                        self.route(client).await;
                     }
                 }
                 Some(_) = self.pumps.join_next() => {}
@@ -356,7 +349,7 @@ impl Router {
 
     async fn client_closed(&mut self, connection: usize) {
         // Absent: acted on already, or what served it was killed.
-        let Some(OpenConnection { backend, peer, server, .. }) = self.open.remove(&connection) else {
+        let Some(OpenConnection { backend, peer, .. }) = self.open.remove(&connection) else {
             return;
         };
         self.log.note(Event::ClosedByClient { connection });
@@ -376,7 +369,6 @@ impl Router {
             return;
         }
         let Some(harm) = harm.filter(|_| self.harms < self.plan.harms_max) else {
-            self.leaving.push((backend, server));
             return;
         };
         self.harm(backend, harm).await;
@@ -402,23 +394,7 @@ impl Router {
         }
     }
 
-    /// Waits until a node has noticed what clients have closed there. An smbd refuses a client who comes back before
-    /// its old process has let go of his open, with or without Holdfast; that is not what is tried here.
-    async fn has_let_go(&mut self, backend: usize, reports: &mut mpsc::Receiver<Report>) {
-        let deadline = time::Instant::now() + LETS_GO_WITHIN;
-        let holds_on = |(of, server): &(usize, OwnedFd)| *of == backend && !has_hung_up(server);
-        while self.leaving.iter().any(holds_on) && time::Instant::now() < deadline {
-            tokio::select! {
-                report = reports.recv() => {
-                    self.act_on(report.expect("the router holds a sender")).await;
-                }
-                () = time::sleep(LOOK_AGAIN_AFTER) => {}
-            }
-        }
-        self.leaving.retain(|(of, _)| *of != backend);
-    }
-
-    async fn route(&mut self, client: TcpStream, reports: &mut mpsc::Receiver<Report>) {
+    async fn route(&mut self, client: TcpStream) {
         self.connections += 1;
         let connection = self.connections;
         let first = match self.plan.mode {
@@ -426,7 +402,6 @@ impl Router {
             Mode::RoundRobin | Mode::Switch | Mode::Kill | Mode::Partition => self.current,
             Mode::KillSplit => usize::from(connection > 1) % self.backends.len(),
         };
-        self.has_let_go(first, reports).await;
         let Some((backend, upstream)) = self.connect(first).await else {
             self.log.note(Event::Refused { connection });
             return;

@@ -3,9 +3,12 @@
 /// How the suites about durable handles begin.
 pub const SUITES: &str = "smb2.durable-";
 
+/// A reclaim test of what no record has: a position that SET_INFO has set is in `smbd`'s memory alone until the
+/// connection is lost, so it dies with the process.
+pub const LOST_WITH_ITS_PROCESS: &str = "smb2.durable-open.file-position";
+
 /// Tests in which a client loses its connection, and must get its open back on the next one. With a node that died
-/// in between, these are what Holdfast is for. One is not among them, `smb2.durable-open.file-position`: a position that
-/// SET_INFO has set is in smbd's memory alone until the connection is lost, so it dies with the node.
+/// in between, these are what Holdfast is for; [`LOST_WITH_ITS_PROCESS`] is not among them.
 pub const RECLAIM_TESTS: [&str; 15] = [
     "smb2.durable-open.reopen2",
     "smb2.durable-open.reopen2-lease",
