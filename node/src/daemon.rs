@@ -10,7 +10,7 @@ use proto::pb::ops::v1::StatusRequest;
 use proto::pb::ops::v1::ops_client::OpsClient;
 use statedb::{DurableFileId, NodeId, Owner};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Endpoint;
@@ -67,6 +67,7 @@ fn allow_all_descriptors() {
 async fn run_until_stopped(config: Arc<Config>) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::spawn(ignore_hang_ups(signal(SignalKind::hangup())?));
     let process_nonce = rand::random();
     let timing = config.cluster.timing;
     let listener = listen(&config).await?;
@@ -159,6 +160,16 @@ async fn run_until_stopped(config: Arc<Config>) -> anyhow::Result<()> {
         warn!("connections are still open, and are cut");
     }
     ended.map(drop)
+}
+
+/// Says why nothing happens at a SIGHUP, which tools send after they have rotated log files. Unhandled it would end this
+/// process, and the SMB service with it.
+async fn ignore_hang_ups(mut hang_ups: Signal) {
+    while hang_ups.recv().await.is_some() {
+        info!(
+            "SIGHUP is ignored: there are no log files to reopen, and the configuration is read only at the start"
+        );
+    }
 }
 
 /// Serves the SMB service beside this node, of whichever kind, once this node knows what the cluster has decided.

@@ -1,4 +1,7 @@
-//! What a node needs to itself: its data directory, its id, its run directory.
+//! What a node needs to itself, its data directory, its id, its run directory; and that it outlives a signal that is
+//! meant for others.
+
+use nix::sys::signal::{Signal, kill};
 
 use crate::sidecar::{Sidecar, Site, assert_says, free_endpoint, refused};
 
@@ -76,4 +79,17 @@ fn a_run_directory_that_cannot_be_used_is_named() {
         &error,
         &["cannot make", &site.run_dir.display().to_string(), "[samba] run_dir", "Not a directory"],
     );
+}
+
+#[test]
+fn a_hang_up_is_ignored_and_says_why() {
+    let site = Site::alone();
+    let mut running = running(&site);
+    for _ in 0..2 {
+        kill(running.pid(), Signal::SIGHUP).expect("it runs");
+    }
+    running.wait_for_log("SIGHUP is ignored: there are no log files to reopen");
+    assert_eq!(site.status()["role"], "leader");
+    running.assert_lives();
+    running.stop();
 }
