@@ -105,6 +105,8 @@ messages! {
         Some(events::watch_response::Response::OpenNow(open)) => converts::<_, Open>(*open),
         _ => {}
     },
+    raft::Hello => drop,
+    raft::HelloAnswer => drop,
 }
 
 /// Decodes the message that the first byte says.
@@ -229,8 +231,10 @@ fn add_others(seeds: &mut Seeds) {
     let entries = vec![raft::Entry { log_id, payload: Some(payload) }];
     seeds.add(
         "sample",
-        &raft::AppendRequest { envelope, vote, prev_log_id: log_id, entries, leader_commit: log_id },
+        &raft::AppendRequest { vote, prev_log_id: log_id, entries, leader_commit: log_id },
     );
+    seeds.add("sample", &raft::Hello { envelope, lane: raft::Lane::Entries.into() });
+    seeds.add("sample", &raft::HelloAnswer { refused_because: Some("a stranger".to_owned()) });
     let appended = raft::append_response::Result::Appended(raft::Appended { upto: log_id });
     seeds.add("sample", &raft::AppendResponse { result: Some(appended) });
     seeds.add("sample", &raft::VoteRequest { envelope, vote, last_log_id: log_id });
@@ -239,12 +243,10 @@ fn add_others(seeds: &mut Seeds) {
     let records = raft::SnapshotRecords { records: vec![storage::Record { record: Some(meta) }] };
     seeds.add("sample", &raft::SnapshotChunk { chunk: Some(raft::snapshot_chunk::Chunk::Records(records)) });
     seeds.add("sample", &raft::SnapshotResponse { vote });
-    seeds.add("sample", &raft::ProposeRequest { envelope, command: Some(command) });
+    seeds.add("sample", &raft::ProposeRequest { id: 9, command: Some(command) });
     let applied = raft::Applied { log_id, outcome: Some((&Outcome::Granted).into()) };
-    seeds.add(
-        "sample",
-        &raft::ProposeResponse { result: Some(raft::propose_response::Result::Applied(applied)) },
-    );
+    let applied = raft::propose_response::Result::Applied(applied);
+    seeds.add("sample", &raft::ProposeResponse { id: 9, result: Some(applied) });
     seeds.add("sample", &raft::KeepAliveRequest { envelope, owner });
     let go_on = raft::keep_alive_response::Answer::GoOn(raft::GoOn { quorum_age_us: 5 });
     seeds.add("sample", &raft::KeepAliveResponse { answer: Some(go_on) });

@@ -110,14 +110,15 @@ async fn run_until_stopped(config: Arc<Config>) -> anyhow::Result<()> {
         lookout: Arc::clone(&lookout),
     };
     let mut serving = JoinSet::new();
+    let (calls, lanes) = listen::sorted(listener);
+    let serve_lanes = Arc::clone(&raft).serve_lanes(lanes);
+    tokio::spawn(stop.clone().run_until_cancelled_owned(serve_lanes));
     let server = listen::server()
         .add_service(raft.server(answers))
         .add_service(HandleService::server(Arc::clone(&raft), point.clone(), timing.verdict_within()))
         .add_service(EventService::server(Arc::clone(&raft), point.clone()))
         .add_service(OpsService::server(Arc::clone(&config), Arc::clone(&raft), process_nonce));
-    serving.spawn(
-        server.serve_with_incoming_shutdown(listen::incoming(listener), stop.clone().cancelled_owned()),
-    );
+    serving.spawn(server.serve_with_incoming_shutdown(calls, stop.clone().cancelled_owned()));
     require_to_be_alone(&config, process_nonce).await?;
     if let Some(path) = &config.node.handle_socket {
         let server = listen::server()

@@ -122,10 +122,7 @@ pub(super) fn stored_membership_from_pb(
     Ok(StoredMembership::new(message.log_id.map(log_id_from_pb), membership))
 }
 
-pub(super) fn append_request_to_pb(
-    request: AppendEntriesRequest<TypeConfig>,
-    envelope: Option<pb::Envelope>,
-) -> pb::AppendRequest {
+pub(super) fn append_request_to_pb(request: AppendEntriesRequest<TypeConfig>) -> pb::AppendRequest {
     let entries = request
         .entries
         .iter()
@@ -135,7 +132,6 @@ pub(super) fn append_request_to_pb(
         })
         .collect();
     pb::AppendRequest {
-        envelope,
         vote: Some(vote_to_pb(&request.vote)),
         prev_log_id: request.prev_log_id.as_ref().map(log_id_to_pb),
         entries,

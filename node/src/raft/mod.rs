@@ -3,7 +3,7 @@
 //! ```text
 //!  propose ──► leader ──► openraft ──► log_storage ──► statedb::store::log      (synced, then acknowledged)
 //!                │            └──────► state_machine ─► State ─► statedb::store::applied   (may lag)
-//!  peers ◄─ network ─ gRPC ─ server ◄─ peers
+//!  peers ◄─ network ─ lanes and gRPC ─ lane::serve, server ◄─ peers
 //! ```
 //!
 //! # What must stay true
@@ -22,6 +22,7 @@
 mod applied_writer;
 mod clock;
 mod convert;
+mod lane;
 mod log_storage;
 mod network;
 mod server;
@@ -52,11 +53,13 @@ use statedb::store::StoreError;
 use statedb::store::applied::AppliedStore;
 use statedb::store::log::LogStore;
 use statedb::{Command, DurableFileId, Limits, LogId, NodeId, Outcome, Owner, State, Timestamp};
-use tokio::sync::{broadcast, watch};
-use tonic::{Code, Status};
+use tokio::net::TcpStream;
+use tokio::sync::{broadcast, mpsc, watch};
+use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use self::clock::LeaderClock;
+use self::lane::ForwardError;
 use self::log_storage::LogStorage;
 use self::network::Peers;
 use self::state_machine::{AppliedState, StateMachine};
@@ -66,6 +69,7 @@ use crate::events::EventRing;
 use crate::liveness::Answer;
 use crate::telemetry::chain;
 
+pub use self::lane::PREFACE as LANE_PREFACE;
 pub use self::server::{Answers, RaftService};
 pub use self::state_machine::{AppliedEntry, LoadError, News};
 
@@ -329,6 +333,20 @@ impl RaftNode {
         RaftService::server(Arc::clone(self), answers)
     }
 
+    /// Serves peers that have opened a lane, until there will be no more of them.
+    pub async fn serve_lanes(self: Arc<Self>, mut lanes: mpsc::Receiver<TcpStream>) {
+        let mut served = JoinSet::new();
+        loop {
+            tokio::select! {
+                lane = lanes.recv() => match lane {
+                    Some(stream) => drop(served.spawn(lane::serve(Arc::clone(&self), stream))),
+                    None => return,
+                },
+                Some(_) = served.join_next() => {}
+            }
+        }
+    }
+
     /// Reads the replicated state, as far as this node has applied it. Keep it short: applying waits.
     pub fn read<T>(&self, read: impl FnOnce(&State) -> T) -> T {
         self.applied.read(read)
@@ -500,17 +518,13 @@ impl RaftNode {
     ) -> Result<(LogId, Outcome), ProposeError> {
         use pb::propose_response::Result as PbResult;
         let nobody = || ProposeError::NotLeader { leader: None };
-        // Thousands may be under way, and a sign of life does not wait behind them.
-        let mut peer = self.peers.bulk(leader.0).ok_or_else(nobody)?;
-        let request = pb::ProposeRequest { envelope: Some(peer.envelope), command: Some(command.into()) };
-        let response = network::within(PROPOSE_WITHIN, peer.client.propose(request)).await;
+        let forwarder = self.peers.forwarder(leader.0).ok_or_else(nobody)?;
+        let response = tokio::time::timeout(PROPOSE_WITHIN, forwarder.propose(command.into())).await;
         let result = match response {
-            Ok(response) => response.into_inner().result,
-            Err(status) if was_never_sent(&status) => return Err(nobody()),
-            Err(status) if matches!(status.code(), Code::InvalidArgument | Code::FailedPrecondition) => {
-                return Err(ProposeError::Refused { reason: status.message().to_owned() });
-            }
-            Err(_) => return Err(ProposeError::Unknown),
+            Ok(Ok(response)) => response.result,
+            Ok(Err(ForwardError::NotSent)) => return Err(nobody()),
+            Ok(Err(ForwardError::Refused(reason))) => return Err(ProposeError::Refused { reason }),
+            Ok(Err(ForwardError::Lost)) | Err(_) => return Err(ProposeError::Unknown),
         };
         match result {
             Some(PbResult::Applied(pb::Applied { log_id: Some(log_id), outcome: Some(outcome) })) => {
@@ -751,16 +765,4 @@ fn openraft_config(timing: RaftTiming, voting: &Voting) -> openraft::Config {
         allow_log_reversion: Some(true),
         ..openraft::Config::default()
     }
-}
-
-/// Whether a request failed before the peer can have seen it.
-fn was_never_sent(status: &Status) -> bool {
-    let mut source = std::error::Error::source(status);
-    while let Some(error) = source {
-        if error.downcast_ref::<tonic::ConnectError>().is_some() {
-            return true;
-        }
-        source = error.source();
-    }
-    false
 }

@@ -1,15 +1,17 @@
 //! From this node to its peers.
 //!
-//! Two connections per peer, so that a snapshot or a burst of entries or proposals does not hold up a heartbeat: one
-//! for bulk, one for control. Both are made when they are first needed and again after they broke; a peer that
-//! died closes them and is noticed at once, one that was cut off within [`PEER_SILENCE_MAX`].
+//! Entries, heartbeats and proposals go over lanes (`lane`), everything else over gRPC. Several connections per peer, so
+//! that a snapshot or a burst of entries or proposals does not hold up a heartbeat: lanes for entries, for heartbeats
+//! and for proposals, gRPC for snapshots and votes and for signs of life. All are made when they are first needed and
+//! again after they broke; a peer that died closes them and is noticed at once, one that was cut off when it has
+//! been silent for as long as a leader's lease.
 
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{Stream, StreamExt};
+use futures::{Stream, StreamExt, TryStreamExt};
 use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{RPCOption, RaftNetworkV2};
@@ -26,11 +28,14 @@ use proto::pb::storage::v1 as stored;
 use statedb::Record;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
+use tracing::{info, warn};
 
 use super::convert;
+use super::lane::{Forwarder, LaneError, LeaderLane};
 use super::state_machine::SnapshotState;
 use super::types::{TypeConfig, Vote};
 use super::{MESSAGE_LEN_MAX, RaftTiming, StartError};
+use crate::telemetry::chain;
 
 /// A message of a snapshot is full when it has so many bytes. One record more fits below [`MESSAGE_LEN_MAX`]: an open
 /// with its image and all the locks that it may have takes half a megabyte.
@@ -53,18 +58,21 @@ struct Shared {
 
 #[derive(Debug)]
 struct Connections {
+    address: String,
     bulk: Channel,
     control: Channel,
+    forwarder: Forwarder,
 }
 
 impl Peers {
-    /// Connects to nobody yet.
+    /// Connects to nobody yet. Called on a runtime, which runs what forwards proposals.
     pub(super) fn new(
         id: u64,
         fingerprint: u64,
         voters: &BTreeMap<u64, String>,
         timing: RaftTiming,
     ) -> Result<Self, StartError> {
+        let silence_max = timing.election_timeout_max;
         let mut connections = BTreeMap::new();
         for (peer, address) in voters.iter().filter(|(peer, _)| **peer != id) {
             let endpoint = endpoint(address, timing).map_err(|source| StartError::Address {
@@ -73,9 +81,11 @@ impl Peers {
                 source,
             })?;
             let (bulk, control) = (endpoint.connect_lazy(), endpoint.connect_lazy());
-            connections.insert(*peer, Connections { bulk, control });
+            let envelope = pb::Envelope { cluster: fingerprint, from: id, to: *peer };
+            let hello = hello(envelope, pb::Lane::Proposals);
+            let forwarder = Forwarder::start(address.clone(), hello, silence_max);
+            connections.insert(*peer, Connections { address: address.clone(), bulk, control, forwarder });
         }
-        let silence_max = timing.election_timeout_max;
         Ok(Self { shared: Arc::new(Shared { id, fingerprint, connections, silence_max }) })
     }
 
@@ -89,7 +99,12 @@ impl Peers {
         self.peer(peer, |connections| &connections.control)
     }
 
-    /// A client for what may be large or come in thousands; `None` for a node that the configuration does not know.
+    /// Forwards proposals to a peer; `None` for a node that the configuration does not know.
+    pub(super) fn forwarder(&self, peer: u64) -> Option<&Forwarder> {
+        self.shared.connections.get(&peer).map(|connections| &connections.forwarder)
+    }
+
+    /// A client for what may be large; `None` for a node that the configuration does not know.
     pub(super) fn bulk(&self, peer: u64) -> Option<Peer> {
         self.peer(peer, |connections| &connections.bulk)
     }
@@ -102,6 +117,23 @@ impl Peers {
         let envelope = pb::Envelope { cluster: self.shared.fingerprint, from: self.shared.id, to: peer };
         Some(Peer { client, envelope })
     }
+
+    fn connection(&self, target: u64) -> Connection {
+        let address = self.shared.connections.get(&target).map(|connections| connections.address.clone());
+        let (peer, silence_max) = (self.bulk(target), self.shared.silence_max);
+        Connection {
+            target,
+            address: address.unwrap_or_default(),
+            peer,
+            lane: LeaderLane::default(),
+            silence_max,
+            is_reached: true,
+        }
+    }
+}
+
+fn hello(envelope: pb::Envelope, lane: pb::Lane) -> pb::Hello {
+    pb::Hello { envelope: Some(envelope), lane: lane.into() }
 }
 
 fn endpoint(address: &str, timing: RaftTiming) -> Result<Endpoint, tonic::transport::Error> {
@@ -127,22 +159,22 @@ impl RaftNetworkFactory<TypeConfig> for Peers {
     type Network = Connection;
 
     async fn new_client(&mut self, target: u64, _: &BasicNode) -> Connection {
-        Connection { target, peer: self.bulk(target), silence_max: self.shared.silence_max }
-    }
-
-    async fn new_heartbeat_client(&mut self, target: u64, _: &BasicNode) -> Connection {
-        Connection { target, peer: self.control(target), silence_max: self.shared.silence_max }
+        self.connection(target)
     }
 }
 
-/// What Raft talks to a peer through.
+/// What Raft talks to a peer through. It has one for entries, one for heartbeats and one for votes.
 #[derive(Debug)]
 pub(super) struct Connection {
     target: u64,
+    address: String,
     peer: Option<Peer>,
-    /// How long a peer may take to accept a stream of entries. Raft would allow a fraction of a heartbeat, and on a
-    /// busy machine begin anew for ever; what a slow peer costs is seen by the heartbeats.
+    lane: LeaderLane,
+    /// How long a peer may take to open a lane. Raft would allow a fraction of a heartbeat, and on a busy machine begin
+    /// anew for ever; what a slow peer costs is seen by the heartbeats.
     silence_max: Duration,
+    /// Whether the last attempt has reached the peer. There are many, and only a change is worth a line in the log.
+    is_reached: bool,
 }
 
 impl Connection {
@@ -168,6 +200,16 @@ impl Connection {
     }
 }
 
+/// Takes note of what came of an attempt to reach a peer.
+fn note<T>(node_id: u64, is_reached: &mut bool, attempt: &Result<T, LaneError>) {
+    match attempt {
+        Ok(_) if !*is_reached => info!(node_id, "a peer is reached again"),
+        Err(error) if *is_reached => warn!(node_id, error = %chain(error), "a peer cannot be reached"),
+        _ => {}
+    }
+    *is_reached = attempt.is_ok();
+}
+
 /// An answer that makes no sense. Asking again at once would bring the same.
 fn nonsense(error: &proto::WireError) -> RPCError<TypeConfig> {
     RPCError::Unreachable(Unreachable::new(error))
@@ -179,6 +221,11 @@ fn failed(status: &Status) -> RPCError<TypeConfig> {
         Code::Unavailable | Code::FailedPrecondition => RPCError::Unreachable(Unreachable::new(status)),
         _ => RPCError::Network(NetworkError::new(status)),
     }
+}
+
+/// A lane that cannot be made, or has broken. The peer is left alone for a moment.
+fn lane_failed(error: &LaneError) -> RPCError<TypeConfig> {
+    RPCError::Unreachable(Unreachable::new(error))
 }
 
 /// Bounds an RPC by what Raft allows for it.
@@ -223,7 +270,7 @@ impl RaftNetworkV2<TypeConfig> for Connection {
 
     fn stream_append<'s, S>(
         &'s mut self,
-        input: S,
+        mut input: S,
         _: RPCOption,
     ) -> BoxFuture<
         's,
@@ -236,16 +283,15 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
     {
         Box::pin(async move {
-            let mut peer = self.peer()?;
-            let mut envelope = Some(peer.envelope);
-            let requests = input.map(move |request| convert::append_request_to_pb(request, envelope.take()));
-            let accepted = within(self.silence_max, peer.client.append(requests)).await;
-            let responses = accepted.map_err(|status| failed(&status))?.into_inner();
-            let results = responses.map(|response| match response {
-                Ok(response) => convert::append_result_from_pb(response).map_err(|error| nonsense(&error)),
-                Err(status) => Err(failed(&status)),
-            });
-            Ok(Box::pin(results) as BoxStream<'s, _>)
+            let hello = hello(self.peer()?.envelope, pb::Lane::Entries);
+            // Raft lets a peer that cannot be reached alone for a moment by holding its first request back, so that is waited
+            // for before the peer is tried again.
+            let first = futures::stream::iter(input.next().await);
+            let input = first.chain(input);
+            let results = self.lane.append(&self.address, hello, self.silence_max, input).await;
+            note(self.target, &mut self.is_reached, &results);
+            let results = results.map_err(|error| lane_failed(&error))?;
+            Ok(results.map_err(|error| lane_failed(&error)).boxed())
         })
     }
 

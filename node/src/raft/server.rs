@@ -1,28 +1,24 @@
-//! From its peers to this node: decode, delegate, encode. Strangers are refused.
+//! From its peers to this node, over gRPC: decode, delegate, encode. Strangers are refused.
 
 use std::fmt;
 use std::sync::Arc;
 
-use futures::{Stream, StreamExt, TryStreamExt, stream};
 use openraft::SnapshotMeta;
-use openraft::raft::{AppendEntriesRequest, VoteRequest, VoteResponse};
+use openraft::raft::{VoteRequest, VoteResponse};
 use openraft::type_config::alias::SnapshotOf;
 use proto::WireError;
 use proto::convert::required;
 use proto::pb::raft::v1 as pb;
 use proto::pb::raft::v1::raft_server::{Raft, RaftServer};
 use proto::pb::storage::v1 as stored;
-use statedb::{Command, DurableFileId, Owner, Record, State};
+use statedb::{DurableFileId, Owner, Record, State};
 use tonic::{Request, Response, Status, Streaming};
-use tracing::warn;
 
 use super::convert;
 use super::state_machine::SnapshotState;
 use super::types::{StoredMembership, TypeConfig};
-use super::{MESSAGE_LEN_MAX, ProposeError, RaftNode};
+use super::{MESSAGE_LEN_MAX, RaftNode};
 use crate::liveness::Answer;
-
-type BoxStream<T> = std::pin::Pin<Box<dyn Stream<Item = T> + Send>>;
 
 /// How many records a snapshot may have: opens, a break for each, waiting requests, shares and deletions, as many as any
 /// configuration allows.
@@ -58,7 +54,7 @@ impl<A: Answers> RaftService<A> {
     }
 
     fn check(&self, envelope: Option<pb::Envelope>) -> Result<u64, Status> {
-        check(&self.node, envelope)
+        Ok(self.node.check(envelope)?)
     }
 
     fn vote_request(&self, request: pb::VoteRequest) -> Result<VoteRequest<TypeConfig>, Status> {
@@ -99,37 +95,58 @@ impl<A: Answers> RaftService<A> {
     }
 }
 
-/// Refuses who is of another cluster, is no member of this one, or means another node.
-fn check(node: &RaftNode, envelope: Option<pb::Envelope>) -> Result<u64, Status> {
-    let envelope = required("request", "envelope", envelope).map_err(invalid)?;
-    if envelope.cluster != node.fingerprint {
-        return Err(Status::failed_precondition(format!(
-            "node {} has another cluster configuration than node {}: compare their [cluster] sections",
-            envelope.from, node.id
-        )));
-    }
-    if envelope.to != node.id || !node.voters.contains_key(&envelope.from) || envelope.from == node.id {
-        return Err(Status::failed_precondition(format!(
-            "a message from node {} to node {} has come to node {}: is an id used twice?",
-            envelope.from, envelope.to, node.id
-        )));
-    }
-    Ok(envelope.from)
+/// Why somebody is not talked to.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Stranger {
+    /// He does not say who he is.
+    #[error(transparent)]
+    Nameless(#[from] WireError),
+    /// He is of another cluster.
+    #[error(
+        "node {from} has another cluster configuration than node {here}: compare their [cluster] sections"
+    )]
+    OfAnotherCluster {
+        /// Who he says he is.
+        from: u64,
+        /// This node.
+        here: u64,
+    },
+    /// He is no member of this cluster, or means another node.
+    #[error("a message from node {from} to node {to} has come to node {here}: is an id used twice?")]
+    Misled {
+        /// Who he says he is.
+        from: u64,
+        /// Whom he means.
+        to: u64,
+        /// This node.
+        here: u64,
+    },
 }
 
-/// The answers to a stream of requests, of which the first one says who sends them.
-async fn appended(
-    node: Arc<RaftNode>,
-    mut requests: Streaming<pb::AppendRequest>,
-) -> Result<BoxStream<Result<pb::AppendResponse, Status>>, Status> {
-    let mut first = required("Append", "first request", requests.message().await?).map_err(invalid)?;
-    let from = check(&node, first.envelope.take())?;
-    let requests = decoded(from, stream::iter([Ok(first)]).chain(requests));
-    let responses = node.raft.stream_append(requests).map(|result| match result {
-        Ok(result) => Ok(convert::append_result_to_pb(&result)),
-        Err(fatal) => Err(stopped(fatal)),
-    });
-    Ok(Box::pin(responses))
+impl From<Stranger> for Status {
+    fn from(stranger: Stranger) -> Self {
+        match stranger {
+            Stranger::Nameless(error) => invalid(error),
+            Stranger::OfAnotherCluster { .. } | Stranger::Misled { .. } => {
+                Self::failed_precondition(stranger.to_string())
+            }
+        }
+    }
+}
+
+impl RaftNode {
+    /// Refuses who is of another cluster, is no member of this one, or means another node. Returns who he is.
+    pub(super) fn check(&self, envelope: Option<pb::Envelope>) -> Result<u64, Stranger> {
+        let pb::Envelope { cluster, from, to } = required("request", "envelope", envelope)?;
+        let here = self.id;
+        if cluster != self.fingerprint {
+            return Err(Stranger::OfAnotherCluster { from, here });
+        }
+        if to != here || !self.voters.contains_key(&from) || from == here {
+            return Err(Stranger::Misled { from, to, here });
+        }
+        Ok(from)
+    }
 }
 
 fn invalid(error: WireError) -> Status {
@@ -148,37 +165,8 @@ fn vote_response(response: &VoteResponse<TypeConfig>) -> pb::VoteResponse {
     }
 }
 
-/// The requests of a stream, until one makes no sense: its sender is broken, and is answered no more.
-fn decoded(
-    from: u64,
-    requests: impl Stream<Item = Result<pb::AppendRequest, Status>> + Send + 'static,
-) -> impl Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + 'static {
-    let requests = requests.map(move |request| match request.map(convert::append_request_from_pb) {
-        Ok(Ok(request)) => Some(request),
-        Ok(Err(error)) => {
-            warn!(%error, from, "a peer sent entries that make no sense");
-            None
-        }
-        // The peer went away, or leads no more.
-        Err(_) => None,
-    });
-    requests.take_while(|request| std::future::ready(request.is_some())).filter_map(std::future::ready)
-}
-
 #[tonic::async_trait]
 impl<A: Answers> Raft for RaftService<A> {
-    type AppendStream = BoxStream<Result<pb::AppendResponse, Status>>;
-
-    async fn append(
-        &self,
-        request: Request<Streaming<pb::AppendRequest>>,
-    ) -> Result<Response<Self::AppendStream>, Status> {
-        let (node, requests) = (Arc::clone(&self.node), request.into_inner());
-        // Accepted before anything is in it: a leader opens the stream when it has nothing to say yet.
-        let responses = stream::once(appended(node, requests)).try_flatten();
-        Ok(Response::new(Box::pin(responses)))
-    }
-
     async fn vote(&self, request: Request<pb::VoteRequest>) -> Result<Response<pb::VoteResponse>, Status> {
         let request = self.vote_request(request.into_inner())?;
         if !self.node.voting.is_allowed() {
@@ -238,32 +226,6 @@ impl<A: Answers> Raft for RaftService<A> {
         let snapshot = self.snapshot(head.last_log_id, membership, records).map_err(invalid)?;
         let response = self.node.raft.install_full_snapshot(vote, snapshot).await.map_err(stopped)?;
         Ok(Response::new(pb::SnapshotResponse { vote: Some(convert::vote_to_pb(&response.vote)) }))
-    }
-
-    async fn propose(
-        &self,
-        request: Request<pb::ProposeRequest>,
-    ) -> Result<Response<pb::ProposeResponse>, Status> {
-        use pb::propose_response::Result as PbResult;
-        let request = request.into_inner();
-        self.check(request.envelope)?;
-        let command: Command = required("ProposeRequest", "command", request.command)
-            .and_then(TryInto::try_into)
-            .map_err(invalid)?;
-        let result = match self.node.propose_local(command).await {
-            Ok((log_id, outcome)) => PbResult::Applied(pb::Applied {
-                log_id: Some(log_id.into()),
-                outcome: Some((&outcome).into()),
-            }),
-            Err(ProposeError::NotLeader { leader }) => {
-                PbResult::NotLeader(pb::NotLeader { leader: leader.map(|leader| leader.0) })
-            }
-            Err(ProposeError::Refused { reason }) => PbResult::Refused(pb::Refused { reason }),
-            Err(ProposeError::Unknown | ProposeError::NoLeader | ProposeError::ShuttingDown) => {
-                PbResult::Unknown(pb::Unknown {})
-            }
-        };
-        Ok(Response::new(pb::ProposeResponse { result: Some(result) }))
     }
 
     async fn keep_alive(

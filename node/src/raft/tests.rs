@@ -12,10 +12,12 @@ use statedb::{
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
-use tonic::transport::server::TcpIncoming;
+use tonic::Code;
 
+use super::lane::LaneError;
 use super::*;
 use crate::fixtures::{FILE, create, lease};
+use crate::rpc::listen;
 
 /// Nothing in these tests takes longer, however busy the machine is.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -119,9 +121,9 @@ impl Cluster {
             let node = RaftNode::start(config).await.expect("starts");
             let service = node.server(NoAnswers);
             let listener = TcpListener::from_std(listener).expect("a listener");
-            let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-            let server = tonic::transport::Server::builder().add_service(service);
-            tokio::spawn(server.serve_with_incoming(incoming));
+            let (calls, lanes) = listen::sorted(listener);
+            tokio::spawn(Arc::clone(&node).serve_lanes(lanes));
+            tokio::spawn(listen::server().add_service(service).serve_with_incoming(calls));
             node
         });
         let node = started.await.expect("it does not panic");
@@ -488,23 +490,31 @@ async fn a_restart_of_all_nodes_takes_nothing_from_the_time_of_a_persistent_open
 async fn strangers_are_refused() {
     let cluster = Cluster::new().await;
     let leader = cluster.leader().await;
+    let address = &cluster.voters[&NodeId(leader)];
     let peer = cluster.node(cluster.follower().await).peers.control(leader).expect("a peer");
     let good = peer.envelope;
+    let lanes = [pb::Lane::Entries, pb::Lane::Proposals];
     for (envelope, why) in [
         (pb::Envelope { cluster: 8, ..good }, "another cluster configuration"),
         (pb::Envelope { from: 9, ..good }, "is an id used twice"),
         (pb::Envelope { to: 9, ..good }, "is an id used twice"),
     ] {
         let mut client = peer.client.clone();
-        let request = pb::ProposeRequest { envelope: Some(envelope), command: Some((&register(61)).into()) };
-        let status = client.propose(request).await.expect_err("it is refused");
+        let request = pb::KeepAliveRequest { envelope: Some(envelope), owner: Some(owner(61).into()) };
+        let status = client.keep_alive(request).await.expect_err("it is refused");
         assert_eq!(status.code(), Code::FailedPrecondition);
         assert!(status.message().contains(why), "{status}");
+        for lane in lanes {
+            let hello = pb::Hello { envelope: Some(envelope), lane: lane.into() };
+            let refused = lane::open::<pb::ProposeResponse>(address, hello, PATIENCE).await;
+            let LaneError::Refused(reason) = refused.expect_err("it is refused") else { panic!("no reason") };
+            assert!(reason.contains(why), "{reason}");
+        }
     }
-    let mut client = peer.client.clone();
-    let status = client.propose(pb::ProposeRequest { envelope: Some(good), command: None }).await;
-    assert_eq!(status.expect_err("it makes no sense").code(), Code::InvalidArgument);
-    assert_eq!(registered(cluster.node(leader), 61), None);
+    for lane in lanes {
+        let hello = pb::Hello { envelope: Some(good), lane: lane.into() };
+        lane::open::<pb::ProposeResponse>(address, hello, PATIENCE).await.expect("a peer");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

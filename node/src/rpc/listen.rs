@@ -1,6 +1,7 @@
-//! The sockets of the gRPC services: one for everybody, and a unix socket for an SMB server on this machine.
+//! The sockets of the gRPC services: one for everybody, and a unix socket for an SMB server on this machine. At the one
+//! for everybody peers open lanes, too, which are told from gRPC by their first byte.
 //!
-//! Nobody holds a connection for nothing: who does not begin to speak HTTP/2 within seconds is hung up on,
+//! Nobody holds a connection for nothing: who does not begin to speak within seconds is hung up on,
 //! and so is, later, who does not answer a ping.
 
 use std::io;
@@ -11,14 +12,18 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use futures::{Stream, stream};
+use futures::{Stream, StreamExt, stream};
 use nix::sys::stat::{Mode, fchmod};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::mpsc;
 use tokio::time::Sleep;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 use tracing::error;
+
+use crate::raft::LANE_PREFACE;
 
 /// After an attempt to accept a connection that has failed.
 const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(100);
@@ -43,6 +48,9 @@ const STREAM_WINDOW: u32 = 128 * 1024;
 /// stream's window full of them falls short of 51 times the window, so that the sender has to wait before it is hung up on.
 const CONNECTION_WINDOW: u32 = 128 * STREAM_WINDOW;
 
+/// Connections that are sorted and wait to be taken, of either kind. More of them wait in their tasks.
+const SORTED_MAX: usize = 128;
+
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
 
@@ -60,13 +68,53 @@ pub fn server() -> Server {
 }
 
 /// The connections that a listener accepts, as a gRPC server takes them. Never ends.
+pub fn incoming<L: Listener>(listener: L) -> impl Stream<Item = io::Result<Connection<L::Stream>>> {
+    accepted(listener).map(|stream| stream.map(Connection::new))
+}
+
+/// The connections that come to the port of a node: those of operators and of peers that speak gRPC, and the lanes of
+/// peers. Accepts them until nobody takes them any more. Called on a runtime.
+#[must_use]
+pub fn sorted(
+    listener: TcpListener,
+) -> (impl Stream<Item = io::Result<Connection<TcpStream>>>, mpsc::Receiver<TcpStream>) {
+    let (calls, grpc) = mpsc::channel(SORTED_MAX);
+    let (lanes_opened, lanes) = mpsc::channel(SORTED_MAX);
+    tokio::spawn(async move {
+        let mut accepted = std::pin::pin!(accepted(listener));
+        loop {
+            let stream = tokio::select! {
+                stream = accepted.next() => stream,
+                () = calls.closed() => return,
+            };
+            // A connection that is broken already is nobody's.
+            if let Some(Ok(stream)) = stream {
+                tokio::spawn(sort(stream, calls.clone(), lanes_opened.clone()));
+            }
+        }
+    });
+    (ReceiverStream::new(grpc).map(|stream| Ok(Connection::new(stream))), lanes)
+}
+
+/// Waits for a connection to say what it is.
+async fn sort(stream: TcpStream, calls: mpsc::Sender<TcpStream>, lanes: mpsc::Sender<TcpStream>) {
+    let mut first = [0];
+    // The byte stays where it is.
+    if let Ok(Ok(1)) = tokio::time::timeout(PREFACE_WITHIN, stream.peek(&mut first)).await {
+        let sorted = if first[0] == LANE_PREFACE[0] { lanes } else { calls };
+        // Nobody takes it when this node is ending.
+        let _ = sorted.send(stream).await;
+    }
+}
+
+/// The connections that a listener accepts. Never ends.
 ///
 /// tonic would try again at once, and in silence, when there are no file descriptors left.
-pub fn incoming<L: Listener>(listener: L) -> impl Stream<Item = io::Result<Connection<L::Stream>>> {
+fn accepted<L: Listener>(listener: L) -> impl Stream<Item = io::Result<L::Stream>> {
     stream::unfold(listener, |listener| async {
         loop {
             match listener.accept().await {
-                Ok(stream) => return Some((stream.map(Connection::new), listener)),
+                Ok(stream) => return Some((stream, listener)),
                 Err(error) => {
                     error!(%error, "cannot accept a connection of {}", L::OF_WHOM);
                     tokio::time::sleep(ACCEPT_AGAIN_AFTER).await;
@@ -296,6 +344,33 @@ mod tests {
         assert_eq!(std::fs::read(&path).expect("it is there"), b"data");
         let error = at_socket(&path.join("below")).expect_err("no directory");
         assert!(matches!(error, SocketError::System { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_lane_is_told_from_grpc_and_loses_no_byte_by_it() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("an address");
+        let (calls, mut lanes) = sorted(listener);
+        let mut calls = std::pin::pin!(calls);
+        let mut silent = TcpStream::connect(address).await.expect("it listens");
+        let mut caller = TcpStream::connect(address).await.expect("it listens");
+        let mut peer = TcpStream::connect(address).await.expect("it listens");
+
+        peer.write_all(&LANE_PREFACE).await.expect("sent");
+        let mut lane = lanes.recv().await.expect("a lane");
+        let mut preface = [0; LANE_PREFACE.len()];
+        lane.read_exact(&mut preface).await.expect("bytes");
+        assert_eq!(preface, LANE_PREFACE);
+
+        caller.write_all(b"PRI").await.expect("sent");
+        let mut call = calls.next().await.expect("a call").expect("it is open");
+        let mut beginning = [0; 3];
+        call.read_exact(&mut beginning).await.expect("bytes");
+        assert_eq!(&beginning, b"PRI");
+
+        // Who has said nothing keeps nobody waiting, and is sorted when he speaks.
+        silent.write_all(b"H").await.expect("sent");
+        lanes.recv().await.expect("a lane");
     }
 
     #[tokio::test(start_paused = true)]

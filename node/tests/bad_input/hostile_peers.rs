@@ -6,6 +6,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use node::config::Config;
+use prost::Message;
 use proto::pb::raft::v1 as pb;
 use proto::pb::raft::v1::raft_client::RaftClient;
 use proto::pb::smb::v1 as smb;
@@ -14,6 +15,9 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::sidecar::{PATIENCE, Sidecar, Site, assert_says, wait_until};
+
+/// What a lane begins with, as it is on the wire: not what the node under test says that it is.
+const PREFACE: &[u8; 8] = b"HOLDFAST";
 
 /// A node of three, of which it is the only one that runs.
 pub(crate) struct Lonely {
@@ -41,6 +45,16 @@ impl Lonely {
         RaftClient::new(self.site.connect().await)
     }
 
+    /// Opens a lane as node 2 would.
+    fn lane(&self, purpose: pb::Lane) -> Lane {
+        let mut lane = Lane(self.connect());
+        lane.send(PREFACE);
+        lane.say(&pb::Hello { envelope: Some(self.envelope()), lane: purpose.into() });
+        let answer = lane.hear::<pb::HelloAnswer>().expect("an answer");
+        assert_eq!(answer.refused_because, None);
+        lane
+    }
+
     /// As node 2 would write it.
     fn envelope(&self) -> pb::Envelope {
         pb::Envelope { cluster: self.fingerprint, from: 2, to: 1 }
@@ -51,6 +65,38 @@ impl Lonely {
         self.sidecar.assert_lives();
         assert_eq!(self.site.status()["node_id"], 1);
         self.sidecar.stop();
+    }
+}
+
+/// A connection for frames.
+struct Lane(TcpStream);
+
+impl Lane {
+    fn send(&mut self, bytes: &[u8]) {
+        // The other end may have hung up.
+        let _ = self.0.write_all(bytes);
+    }
+
+    fn say(&mut self, message: &impl Message) {
+        let message = message.encode_to_vec();
+        let len = u32::try_from(message.len()).expect("it is short");
+        self.send(&[&len.to_le_bytes()[..], &message].concat());
+    }
+
+    /// The next message, or `None` after the end of the connection.
+    fn hear<M: Message + Default>(&mut self) -> Option<M> {
+        let mut len = [0; 4];
+        match self.0.read_exact(&mut len) {
+            Ok(()) => {}
+            Err(error) => {
+                use io::ErrorKind::{ConnectionReset, UnexpectedEof};
+                assert!(matches!(error.kind(), ConnectionReset | UnexpectedEof), "{error}");
+                return None;
+            }
+        }
+        let mut message = vec![0; u32::from_le_bytes(len) as usize];
+        self.0.read_exact(&mut message).expect("the rest of it");
+        Some(M::decode(&message[..]).expect("a message"))
     }
 }
 
@@ -126,15 +172,24 @@ async fn messages_that_make_no_sense_are_told_which_field() {
     let node = Lonely::start();
     let mut peer = node.peer().await;
     let envelope = Some(node.envelope());
-    let propose = |command| pb::ProposeRequest { envelope, command };
-
-    assert_refused(peer.propose(propose(None)).await, Code::InvalidArgument, &["command"]);
-    let empty = storage::Command::default();
-    assert_refused(peer.propose(propose(Some(empty))).await, Code::InvalidArgument, &["Command"]);
+    let mut proposals = node.lane(pb::Lane::Proposals);
     let short =
         storage::RegisterNode { node_id: 2, instance: vec![1, 2, 3], ..storage::RegisterNode::default() };
     let short = storage::Command { command: Some(storage::command::Command::RegisterNode(short)) };
-    assert_refused(peer.propose(propose(Some(short))).await, Code::InvalidArgument, &["instance", "3"]);
+    let empty = storage::Command::default();
+    for (id, command, expected) in [
+        (1, None, &["command"][..]),
+        (u64::MAX, Some(empty), &["Command"]),
+        (1, Some(short), &["instance", "3"]),
+    ] {
+        proposals.say(&pb::ProposeRequest { command, id });
+        let answer = proposals.hear::<pb::ProposeResponse>().expect("an answer");
+        assert_eq!(answer.id, id);
+        let Some(pb::propose_response::Result::Refused(refused)) = answer.result else {
+            panic!("{answer:?}")
+        };
+        assert_says(&refused.reason, expected);
+    }
 
     let vote = pb::VoteRequest { envelope, vote: None, last_log_id: None };
     assert_refused(peer.vote(vote).await, Code::InvalidArgument, &["vote"]);
@@ -147,24 +202,20 @@ async fn messages_that_make_no_sense_are_told_which_field() {
     let headless = peer.install_snapshot(tokio_stream::iter([records])).await;
     assert_refused(headless, Code::InvalidArgument, &["head"]);
 
-    let append = pb::AppendRequest { envelope: None, ..pb::AppendRequest::default() };
-    let mut answers = peer.append(tokio_stream::iter([append])).await.expect("a stream").into_inner();
-    assert_refused(answers.message().await, Code::InvalidArgument, &["envelope"]);
-    // Known, and without a vote: its sender is broken, and gets no answer.
-    let append = pb::AppendRequest { envelope, ..pb::AppendRequest::default() };
-    let mut answers = peer.append(tokio_stream::iter([append])).await.expect("a stream").into_inner();
-    assert!(!matches!(answers.message().await, Ok(Some(_))), "entries that make no sense are acknowledged");
+    // Without a vote: its sender is broken, and gets no answer.
+    let mut entries = node.lane(pb::Lane::Entries);
+    entries.say(&pb::AppendRequest::default());
+    assert_eq!(entries.hear::<pb::AppendResponse>(), None);
     node.assert_well();
 }
 
 /// What only a broken peer sends: a log that contradicts itself, or numbers at the end of their range.
-#[tokio::test]
-async fn entries_that_make_no_log_are_not_taken() {
+#[test]
+fn entries_that_make_no_log_are_not_taken() {
     let log_id = |index| storage::LogId { term: 1, index };
     let blank = || storage::LogEntry { payload: Some(storage::log_entry::Payload::Blank(storage::Blank {})) };
     let entry = |log_id| pb::Entry { log_id: Some(log_id), payload: Some(blank()) };
     let sound = pb::AppendRequest {
-        envelope: None,
         vote: Some(pb::Vote { term: 1, voted_for: 2, committed: true }),
         prev_log_id: None,
         entries: Vec::new(),
@@ -211,12 +262,10 @@ async fn entries_that_make_no_log_are_not_taken() {
         ),
     ];
     let mut node = Lonely::start();
-    let mut peer = node.peer().await;
     for (what, request) in broken {
-        let request = pb::AppendRequest { envelope: Some(node.envelope()), ..request };
-        let mut answers = peer.append(tokio_stream::iter([request])).await.expect("a stream").into_inner();
-        let answer = answers.message().await;
-        assert!(!matches!(answer, Ok(Some(_))), "{what} is acknowledged: {answer:?}");
+        let mut lane = node.lane(pb::Lane::Entries);
+        lane.say(&request);
+        assert_eq!(lane.hear::<pb::AppendResponse>(), None, "{what} is acknowledged");
         node.sidecar.assert_lives();
     }
     node.assert_well();
@@ -268,20 +317,77 @@ async fn a_snapshot_that_makes_no_state_is_not_taken() {
     node.assert_well();
 }
 
-#[tokio::test]
-async fn a_message_beyond_every_limit_is_refused_before_it_is_held() {
+#[test]
+fn strangers_are_told_why_no_lane_is_opened_for_them() {
     let node = Lonely::start();
-    let mut peer = node.peer().await;
-    let register = storage::RegisterNode {
-        node_id: 2,
-        instance: vec![0; 64 * 1024 * 1024],
-        ..storage::RegisterNode::default()
-    };
-    let command = storage::Command { command: Some(storage::command::Command::RegisterNode(register)) };
-    let request = pb::ProposeRequest { envelope: Some(node.envelope()), command: Some(command) };
-    let status = peer.propose(request).await.expect_err("it is refused");
-    assert_ne!(status.code(), Code::Ok);
-    assert_ne!(status.code(), Code::DeadlineExceeded);
+    let sound = node.envelope();
+    let entries = pb::Lane::Entries.into();
+    for (envelope, lane, expected) in [
+        (None, entries, &["envelope"][..]),
+        (
+            Some(pb::Envelope { cluster: sound.cluster ^ 1, ..sound }),
+            entries,
+            &["another cluster configuration"],
+        ),
+        (Some(pb::Envelope { to: 3, ..sound }), entries, &["from node 2 to node 3 has come to node 1"]),
+        (
+            Some(pb::Envelope { from: 9, ..sound }),
+            entries,
+            &["from node 9 to node 1", "is an id used twice?"],
+        ),
+        (Some(sound), 0, &["lane", "none that is known"]),
+        (Some(sound), 77, &["lane", "none that is known"]),
+    ] {
+        let mut stranger = Lane(node.connect());
+        stranger.send(PREFACE);
+        stranger.say(&pb::Hello { envelope, lane });
+        let answer = stranger.hear::<pb::HelloAnswer>().expect("an answer");
+        assert_says(&answer.refused_because.expect("it is refused"), expected);
+        assert_eq!(stranger.hear::<pb::HelloAnswer>(), None, "and it is hung up");
+    }
+    node.assert_well();
+}
+
+#[test]
+fn frames_that_make_no_sense_cost_the_lane_and_nothing_else() {
+    let node = Lonely::start();
+    let length = |length: u32| length.to_le_bytes().to_vec();
+    for (what, bytes) in [
+        ("the largest length", length(u32::MAX)),
+        ("a length beyond every message", length(64 * 1024 * 1024)),
+        ("what is no message", [length(3), vec![0xff; 3]].concat()),
+        ("a field longer than its frame", [length(2), vec![0x12, 0x7f]].concat()),
+    ] {
+        // Where the hello should be, and after it.
+        let mut hello = Lane(node.connect());
+        hello.send(PREFACE);
+        hello.send(&bytes);
+        assert_eq!(hello.hear::<pb::HelloAnswer>(), None, "{what}");
+        for purpose in [pb::Lane::Entries, pb::Lane::Proposals] {
+            let mut lane = node.lane(purpose);
+            lane.send(&bytes);
+            assert_eq!(lane.hear::<pb::ProposeResponse>(), None, "{what} on {purpose:?}");
+        }
+    }
+    // Almost a lane, and half of one.
+    let mut other = Lane(node.connect());
+    other.send(b"HTTP/1.1");
+    assert_eq!(other.hear::<pb::HelloAnswer>(), None);
+    drop(node.lane(pb::Lane::Entries));
+    let mut cut_off = node.lane(pb::Lane::Proposals);
+    cut_off.send(&length(1000));
+    drop(cut_off);
+    node.assert_well();
+}
+
+#[test]
+fn a_message_beyond_every_limit_is_refused_before_it_is_held() {
+    let node = Lonely::start();
+    let mut lane = node.lane(pb::Lane::Proposals);
+    let long = vec![0; 64 * 1024 * 1024];
+    lane.send(&u32::try_from(long.len()).expect("it fits").to_le_bytes());
+    lane.send(&long);
+    assert_eq!(lane.hear::<pb::ProposeResponse>(), None);
     let peak = std::fs::read_to_string(format!("/proc/{}/status", node.sidecar.pid())).expect("Linux");
     let peak = peak.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak").trim().to_owned();
     let peak_kib: u64 = peak.trim_end_matches(" kB").parse().expect("a number");
