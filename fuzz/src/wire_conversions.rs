@@ -46,7 +46,8 @@ messages! {
     smb::Create => converts::<_, Create>,
     smb::Lock => converts::<_, Lock>,
     raft::AppendRequest => |request| {
-        request.entries.into_iter().filter_map(|entry| entry.payload).for_each(entry_converts);
+        let payloads = request.entries.iter().map(|entry| storage::LogEntry::decode(&entry.payload[..]));
+        payloads.filter_map(Result::ok).for_each(entry_converts);
     },
     raft::AppendResponse => drop,
     raft::VoteRequest => drop,
@@ -228,7 +229,7 @@ fn add_others(seeds: &mut Seeds) {
     let command = storage::Command::from(&Command::ExpireOpens);
     let proposed = storage::ProposedCommand { proposed_at_ms: 1000, command: Some(command.clone()) };
     let payload = storage::LogEntry { payload: Some(storage::log_entry::Payload::Command(proposed)) };
-    let entries = vec![raft::Entry { log_id, payload: Some(payload) }];
+    let entries = vec![raft::Entry { log_id, payload: payload.encode_to_vec() }];
     seeds.add(
         "sample",
         &raft::AppendRequest { vote, prev_log_id: log_id, entries, leader_commit: log_id },

@@ -3,6 +3,7 @@
 //! Functions, not `From`: neither side of these conversions belongs to this crate.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use openraft::BasicNode;
 use openraft::raft::{AppendEntriesRequest, StreamAppendError, StreamAppendResult};
@@ -11,7 +12,7 @@ use proto::WireError;
 use proto::convert::required;
 use proto::pb::raft::v1 as pb;
 use proto::pb::storage::v1 as stored;
-use statedb::Timestamp;
+use statedb::{Command, Timestamp};
 
 use super::types::{
     CommittedLeaderId, Entry, LogId, Membership, Payload, Proposed, StoredMembership, TypeConfig, Vote,
@@ -47,40 +48,39 @@ pub(super) fn vote_from_parts(term: u64, voted_for: u64, committed: bool) -> Vot
     if committed { Vote::new_committed(term, voted_for) } else { Vote::new(term, voted_for) }
 }
 
-pub(super) fn payload_to_pb(payload: &Payload) -> stored::LogEntry {
-    use stored::log_entry::Payload as PbPayload;
-    let payload = match payload {
-        Payload::Blank => PbPayload::Blank(stored::Blank {}),
-        Payload::Normal(proposed) => PbPayload::Command(stored::ProposedCommand {
-            proposed_at_ms: proposed.at.0,
-            command: Some((&proposed.command).into()),
-        }),
-        Payload::Membership(membership) => PbPayload::Membership(membership_to_pb(membership)),
-    };
-    stored::LogEntry { payload: Some(payload) }
+/// A command as an entry of the log.
+pub(super) fn proposed(at: Timestamp, command: Command) -> Proposed {
+    let message = stored::ProposedCommand { proposed_at_ms: at.0, command: Some((&command).into()) };
+    Proposed { at, command, encoded: encode(stored::log_entry::Payload::Command(message)) }
 }
 
-pub(super) fn payload_from_pb(message: stored::LogEntry) -> Result<Payload, WireError> {
+fn encode(payload: stored::log_entry::Payload) -> Arc<[u8]> {
+    stored::LogEntry { payload: Some(payload) }.encode_to_vec().into()
+}
+
+/// The bytes of a payload in the log and on the wire.
+pub(super) fn encode_payload(payload: &Payload) -> Arc<[u8]> {
     use stored::log_entry::Payload as PbPayload;
+    match payload {
+        Payload::Blank => encode(PbPayload::Blank(stored::Blank {})),
+        Payload::Normal(proposed) => Arc::clone(&proposed.encoded),
+        Payload::Membership(membership) => encode(PbPayload::Membership(membership_to_pb(membership))),
+    }
+}
+
+pub(super) fn decode_payload(encoded: Arc<[u8]>) -> Result<Payload, WireError> {
+    use stored::log_entry::Payload as PbPayload;
+    let message =
+        stored::LogEntry::decode(&*encoded).map_err(|error| WireError::undecodable("LogEntry", &error))?;
     Ok(match required("LogEntry", "payload", message.payload)? {
         PbPayload::Blank(stored::Blank {}) => Payload::Blank,
-        PbPayload::Command(proposed) => Payload::Normal(Proposed {
+        PbPayload::Command(proposed) => Payload::Normal(Arc::new(Proposed {
             at: Timestamp(proposed.proposed_at_ms),
             command: required("ProposedCommand", "command", proposed.command)?.try_into()?,
-        }),
+            encoded,
+        })),
         PbPayload::Membership(membership) => Payload::Membership(membership_from_pb(membership)?),
     })
-}
-
-/// The bytes of a payload in the log.
-pub(super) fn encode_payload(payload: &Payload) -> Vec<u8> {
-    payload_to_pb(payload).encode_to_vec()
-}
-
-pub(super) fn decode_payload(bytes: &[u8]) -> Result<Payload, WireError> {
-    let message =
-        stored::LogEntry::decode(bytes).map_err(|error| WireError::undecodable("LogEntry", &error))?;
-    payload_from_pb(message)
 }
 
 fn membership_to_pb(membership: &Membership) -> stored::Membership {
@@ -128,7 +128,7 @@ pub(super) fn append_request_to_pb(request: AppendEntriesRequest<TypeConfig>) ->
         .iter()
         .map(|entry| pb::Entry {
             log_id: Some(log_id_to_pb(&entry.log_id)),
-            payload: Some(payload_to_pb(&entry.payload)),
+            payload: encode_payload(&entry.payload).to_vec(),
         })
         .collect();
     pb::AppendRequest {
@@ -148,7 +148,7 @@ pub(super) fn append_request_from_pb(
         .map(|entry| {
             Ok(Entry {
                 log_id: log_id_from_pb(required("Entry", "log_id", entry.log_id)?),
-                payload: payload_from_pb(required("Entry", "payload", entry.payload)?)?,
+                payload: decode_payload(entry.payload.into())?,
             })
         })
         .collect::<Result<_, WireError>>()?;

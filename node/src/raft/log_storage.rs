@@ -4,12 +4,13 @@
 //! entries, are given only after they are on disk: *commit, then speak*.
 //!
 //! The store's calls take its lock for microseconds, and read old entries from the page cache; they are made
-//! on the task that needs them.
+//! on the task that needs them. The newest entries are read several times soon after they were written: for each
+//! follower, and to be applied. They are kept as they are, so that nothing is decoded for that.
 
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::{LogState, OptionalSend, RaftLogReader};
@@ -19,6 +20,7 @@ use tokio::sync::oneshot;
 
 use super::applied_writer::AppliedWriter;
 use super::convert::{decode_payload, encode_payload, vote_from_parts};
+use super::recent::Recent;
 use super::types::{CommittedLeaderId, Entry, LogId, TypeConfig, Vote};
 
 /// How many bytes of payloads one read for replication returns. With the largest entry on top, and the
@@ -29,13 +31,18 @@ const REPLICATE_LEN_MAX: usize = 1024 * 1024;
 #[derive(Clone, Debug)]
 pub(super) struct LogStorage {
     store: Arc<LogStore>,
+    recent: Arc<Mutex<Recent>>,
     /// The stored copy of the state, which must be on disk as far as the log is purged.
     applied: AppliedWriter,
 }
 
 impl LogStorage {
     pub(super) fn new(store: Arc<LogStore>, applied: AppliedWriter) -> Self {
-        Self { store, applied }
+        Self { store, recent: Arc::default(), applied }
+    }
+
+    fn recent(&self) -> MutexGuard<'_, Recent> {
+        self.recent.lock().expect("no holder of this lock can panic")
     }
 
     fn read(&self, range: impl RangeBounds<u64>, payload_len_max: usize) -> io::Result<Vec<Entry>> {
@@ -49,12 +56,15 @@ impl LogStorage {
             Bound::Excluded(index) => *index,
             Bound::Unbounded => u64::MAX,
         };
+        if let Some(entries) = self.recent().read(start..end, payload_len_max) {
+            return Ok(entries);
+        }
         let entries = self.store.read(start..end, payload_len_max).map_err(|error| self.failed(error))?;
         entries
             .into_iter()
             .map(|entry| {
-                let payload = decode_payload(&entry.payload).map_err(|error| {
-                    let index = entry.position.index;
+                let index = entry.position.index;
+                let payload = decode_payload(entry.payload).map_err(|error| {
                     let found = format!("entry {index} in {}: {error}", self.store.dir().display());
                     io::Error::new(io::ErrorKind::InvalidData, found)
                 })?;
@@ -146,24 +156,29 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let entries = entries.into_iter().map(|entry| log::Entry {
+        let entries: Vec<_> = entries.into_iter().collect();
+        let stored = entries.iter().map(|entry| log::Entry {
             position: position(&entry.log_id),
-            payload: encode_payload(&entry.payload).into(),
+            payload: encode_payload(&entry.payload),
         });
         let stores = self.applied.status();
         let on_synced: OnSynced = Box::new(move |result| {
             callback.io_completed(result.map_err(|error| stores.log_failed(error)));
         });
-        self.store.append(entries, on_synced).map_err(|error| self.failed(error))
+        self.store.append(stored, on_synced).map_err(|error| self.failed(error))?;
+        self.recent().append(entries);
+        Ok(())
     }
 
     async fn truncate_after(&mut self, keep: Option<LogId>) -> io::Result<()> {
+        self.recent().truncate_after(keep.map(|keep| keep.index));
         self.synced(|store, on_synced| store.truncate_after(keep.as_ref().map(position), on_synced)).await
     }
 
     async fn purge(&mut self, upto: LogId) -> io::Result<()> {
         // purged ≤ applied on disk: what the log forgets must be known from elsewhere.
         self.applied.ensure_synced(upto.index).await.map_err(io::Error::other)?;
+        self.recent().purge(upto.index);
         // Nobody waits for this to be on disk. If it gets lost, the log holds more than it needs.
         self.store.purge(position(&upto), Box::new(drop)).map_err(|error| self.failed(error))
     }

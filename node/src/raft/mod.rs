@@ -25,6 +25,7 @@ mod convert;
 mod lane;
 mod log_storage;
 mod network;
+mod recent;
 mod server;
 mod state_machine;
 mod types;
@@ -46,7 +47,6 @@ use openraft::errors::{ClientWriteError, InitializeError, RaftError};
 use openraft::raft::responder::ProgressResponder;
 use openraft::type_config::alias::WatchReceiverOf;
 use openraft::{BasicNode, RaftMetrics, ServerState, SnapshotPolicy};
-use prost::Message;
 use proto::pb::raft::v1 as pb;
 use proto::pb::raft::v1::raft_server::RaftServer;
 use statedb::store::StoreError;
@@ -63,7 +63,7 @@ use self::lane::ForwardError;
 use self::log_storage::LogStorage;
 use self::network::Peers;
 use self::state_machine::{AppliedState, StateMachine};
-use self::types::{Proposed, TypeConfig};
+use self::types::TypeConfig;
 use self::voting::Voting;
 use crate::events::EventRing;
 use crate::liveness::Answer;
@@ -73,7 +73,7 @@ pub use self::lane::PREFACE as LANE_PREFACE;
 pub use self::server::{Answers, RaftService};
 pub use self::state_machine::{AppliedEntry, LoadError, News};
 
-/// The longest command that may be proposed, encoded. An open is at most 64 KiB; an update names the
+/// The longest command that may be proposed, encoded as an entry. An open is at most 64 KiB; an update names the
 /// opens of one SMB request.
 pub const COMMAND_LEN_MAX: usize = 1024 * 1024;
 
@@ -486,17 +486,17 @@ impl RaftNode {
     ///
     /// [`ProposeError::NotLeader`] if this node does not lead; never [`ProposeError::NoLeader`].
     pub async fn propose_local(&self, command: Command) -> Result<(LogId, Outcome), ProposeError> {
-        let len = proto::pb::storage::v1::Command::from(&command).encoded_len();
+        let not_leader = || ProposeError::NotLeader { leader: self.leader() };
+        let leading = self.leading().ok_or_else(not_leader)?;
+        let proposed = convert::proposed(self.stamp(leading), command);
+        let len = proposed.encoded.len();
         if len > COMMAND_LEN_MAX {
             let reason = format!("it has {len} bytes, more than {COMMAND_LEN_MAX}");
             return Err(ProposeError::Refused { reason });
         }
-        let not_leader = || ProposeError::NotLeader { leader: self.leader() };
-        let leading = self.leading().ok_or_else(not_leader)?;
-        let proposed = Proposed { at: self.stamp(leading), command };
         let (responder, answer) = ProgressResponder::complete_only();
         // Bound to the term whose clock it was stamped by.
-        let write = self.raft.write(proposed).responder(responder).with_leader(leading.term);
+        let write = self.raft.write(Arc::new(proposed)).responder(responder).with_leader(leading.term);
         write.await.map_err(|_| ProposeError::ShuttingDown)?;
         match tokio::time::timeout(PROPOSE_WITHIN, answer).await {
             Ok(Ok(Ok(response))) => {

@@ -26,7 +26,7 @@ use tokio::sync::{broadcast, watch};
 
 use super::applied_writer::{AppliedWriter, Meta};
 use super::convert::{self, state_log_id};
-use super::types::{LogId, Payload, StoredMembership, TypeConfig};
+use super::types::{LogId, Payload, Proposed, StoredMembership, TypeConfig};
 use crate::events::EventRing;
 
 /// How many entries are applied under one lock and stored in one batch. Readers wait for one batch.
@@ -65,10 +65,17 @@ pub enum News {
 pub struct AppliedEntry {
     /// Where it stands in the log.
     pub log_id: statedb::LogId,
-    /// The command.
-    pub command: Command,
+    proposed: Arc<Proposed>,
     /// What came of it.
     pub outcome: Outcome,
+}
+
+impl AppliedEntry {
+    /// The command.
+    #[must_use]
+    pub fn command(&self) -> &Command {
+        &self.proposed.command
+    }
 }
 
 /// What this node has applied, shared by who reads it.
@@ -401,11 +408,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                         }
                         Payload::Normal(proposed) => {
                             let outcome = machine.state.apply(log_id, proposed.at, &proposed.command);
-                            applied_entries.push(AppliedEntry {
-                                log_id,
-                                command: proposed.command,
-                                outcome: outcome.clone(),
-                            });
+                            let entry = AppliedEntry { log_id, proposed, outcome: outcome.clone() };
+                            applied_entries.push(entry);
                             Some(outcome)
                         }
                     };

@@ -236,7 +236,7 @@ async fn a_cluster_forms_elects_and_answers_through_every_node() {
         cluster.register(id, instance).await;
         let news = news.recv().await.expect("news");
         let News::Applied { entries, .. } = &*news else { panic!("{news:?}") };
-        assert_eq!(entries[0].command, register(instance));
+        assert_eq!(*entries[0].command(), register(instance));
         assert!(cluster.running.values().all(|running| registered(&running.node, instance).is_some()));
     }
     cluster.states_are_equal();

@@ -1,6 +1,7 @@
 //! The types that Raft is instantiated with, and short names for them.
 
 use std::fmt;
+use std::sync::Arc;
 
 use openraft::BasicNode;
 use openraft::impls::leader_id_std;
@@ -10,7 +11,7 @@ use statedb::{Command, Outcome, Timestamp};
 openraft::declare_raft_types!(
     /// Raft as Holdfast uses it: at most one leader per term, so that a position is (term, index).
     pub(crate) TypeConfig:
-        D = Proposed,
+        D = Arc<Proposed>,
         R = Option<Outcome>,
         NodeId = u64,
         Node = BasicNode,
@@ -20,7 +21,7 @@ openraft::declare_raft_types!(
 pub(super) type CommittedLeaderId = CommittedLeaderIdOf<TypeConfig>;
 pub(super) type LogId = openraft::LogId<CommittedLeaderId>;
 pub(super) type Vote = openraft::Vote<leader_id_std::LeaderId<u64, u64>>;
-pub(super) type Payload = openraft::EntryPayload<Proposed, u64, BasicNode>;
+pub(super) type Payload = openraft::EntryPayload<Arc<Proposed>, u64, BasicNode>;
 pub(super) type Entry = openraft::Entry<CommittedLeaderId, Payload>;
 pub(super) type Membership = openraft::Membership<u64, BasicNode>;
 pub(super) type StoredMembership = openraft::StoredMembership<CommittedLeaderId, u64, BasicNode>;
@@ -32,6 +33,8 @@ pub(crate) struct Proposed {
     pub(crate) at: Timestamp,
     /// The command.
     pub(crate) command: Command,
+    /// Both as they are in the log and on their way to followers. Encoded once, where they are proposed.
+    pub(crate) encoded: Arc<[u8]>,
 }
 
 impl fmt::Display for Proposed {

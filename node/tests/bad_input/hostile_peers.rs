@@ -214,7 +214,7 @@ async fn messages_that_make_no_sense_are_told_which_field() {
 fn entries_that_make_no_log_are_not_taken() {
     let log_id = |index| storage::LogId { term: 1, index };
     let blank = || storage::LogEntry { payload: Some(storage::log_entry::Payload::Blank(storage::Blank {})) };
-    let entry = |log_id| pb::Entry { log_id: Some(log_id), payload: Some(blank()) };
+    let entry = |log_id| pb::Entry { log_id: Some(log_id), payload: blank().encode_to_vec() };
     let sound = pb::AppendRequest {
         vote: Some(pb::Vote { term: 1, voted_for: 2, committed: true }),
         prev_log_id: None,
