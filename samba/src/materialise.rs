@@ -136,8 +136,13 @@ pub fn place_open_global(
     // another node. Every store counts the record up.
     let is_older =
         |local: &OpenGlobal| (1..=u32::MAX / 2).contains(&orphan.seqnum.wrapping_sub(local.seqnum));
+    // A process that was refused a claim writes that nobody has the open, and not what is needed to come back to it.
+    let can_come_back =
+        |local: &OpenGlobal| local.backend_cookie.as_ref().is_some_and(|cookie| cookie.allow_reconnect);
     match local.map(|local| (local.holder(), is_same_open(local))) {
-        Some((Holder::Disconnected, true)) if local.is_some_and(is_older) => {
+        Some((Holder::Disconnected, true))
+            if local.is_some_and(|local| is_older(local) || !can_come_back(local)) =>
+        {
             Ok(Edit::Store(disconnected(image, disconnected_at, stat)))
         }
         Some((Holder::Disconnected, true)) => Ok(Edit::Keep),
