@@ -4,43 +4,94 @@ use std::time::{Duration, Instant};
 
 use harness::{
     cluster::{Cluster, ClusterOptions},
-    samba::{SambaTools, samba_or_skip},
+    samba::samba_or_skip,
     smb_client::{
-        AccessMask, Client, CreateRequest, Lease, LeaseState, NtStatus, Opened, OplockLevel, Session,
-        ShareAccess, SmbError, Tree,
+        AccessMask, Client, CreateRequest, Lease, LeaseState, LockElement, NtStatus, Opened, OplockLevel,
+        Session, ShareAccess, SmbError, Tree,
     },
-    workload::{Promise, Wish},
+    workload::{self, Promise, Wish},
 };
 
 /// The program that can be `holdfast`.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_demo");
 
-async fn cluster(tools: SambaTools) -> Cluster {
-    Cluster::start(ClusterOptions::with_ctdb(PROGRAM, tools).patient()).await.unwrap()
+/// A cluster and a client in its share.
+struct Stage {
+    cluster: Cluster,
+    client: Client,
+    session: Session,
+    share: Tree,
+}
+
+impl Stage {
+    /// A client at a node; `None` where there is no Samba.
+    async fn set(node: usize) -> Option<Self> {
+        let tools = samba_or_skip()?;
+        let cluster = Cluster::start(ClusterOptions::with_ctdb(PROGRAM, tools).patient()).await.unwrap();
+        let client = Client::new(cluster.credentials());
+        let (session, share) = connect(&cluster, &client, node).await;
+        Some(Self { cluster, client, session, share })
+    }
+
+    /// Somebody else at a node.
+    async fn somebody_else(&self, node: usize) -> (Session, Tree) {
+        connect(&self.cluster, &Client::new(self.cluster.credentials()), node).await
+    }
+
+    /// As a client comes back: in place of the session that it had, and again if the connection breaks, as it may while
+    /// CTDB recovers.
+    async fn come_back(&mut self, node: usize) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let connected = async {
+                let address = self.cluster.smb_address(node);
+                let session = self.client.reconnect(address, self.session.id()).await?;
+                let share = session.tree_connect(&self.cluster.share(node)).await?;
+                Ok::<_, SmbError>((session, share))
+            };
+            match connected.await {
+                Ok(connected) => {
+                    (self.session, self.share) = connected;
+                    return;
+                }
+                Err(err) => assert!(err.status().is_none() && Instant::now() < deadline, "{err}"),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Every kind of durable open.
+    async fn hold(&self) -> Vec<Promise> {
+        let mut promises = Vec::new();
+        for wish in wishes() {
+            promises.push(wish.obtain(&self.share).await.unwrap());
+        }
+        promises
+    }
+
+    async fn claim(&self, promises: &[Promise]) -> Vec<Opened> {
+        let mut claimed = Vec::new();
+        for promise in promises {
+            claimed.push(promise.claim(&self.share).await.unwrap());
+        }
+        claimed
+    }
+
+    /// Has an open back that is what it was.
+    async fn reclaim(&self, open: &Opened) -> Opened {
+        workload::reclaim(&self.share, open).await.unwrap()
+    }
+
+    async fn assert_refused(&self, open: &Opened) {
+        let refusal = self.share.create(open.reconnect_request()).await.unwrap_err();
+        assert_eq!(refusal.status(), Some(NtStatus::OBJECT_NAME_NOT_FOUND), "{refusal}");
+    }
 }
 
 async fn connect(cluster: &Cluster, client: &Client, node: usize) -> (Session, Tree) {
     let session = client.connect(cluster.smb_address(node)).await.unwrap();
     let share = session.tree_connect(&cluster.share(node)).await.unwrap();
     (session, share)
-}
-
-/// As a client comes back: in place of the session that it had, and again if the connection breaks, as it may while CTDB
-/// recovers.
-async fn reconnect(cluster: &Cluster, client: &Client, lost: &Session, node: usize) -> (Session, Tree) {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    loop {
-        let connected = async {
-            let session = client.reconnect(cluster.smb_address(node), lost.id()).await?;
-            let share = session.tree_connect(&cluster.share(node)).await?;
-            Ok::<_, SmbError>((session, share))
-        };
-        match connected.await {
-            Ok(connected) => return connected,
-            Err(err) => assert!(err.status().is_none() && Instant::now() < deadline, "{err}"),
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 /// Every kind of durable open, with locks and data.
@@ -54,27 +105,6 @@ fn wishes() -> Vec<Wish> {
         Wish { request: leased("lease-v1").durable_v1(), lock: false, write: None },
         Wish { request: batch("batch-v1").durable_v1(), lock: true, write: Some(b"more".to_vec()) },
     ]
-}
-
-async fn hold(share: &Tree) -> Vec<Promise> {
-    let mut promises = Vec::new();
-    for wish in wishes() {
-        promises.push(wish.obtain(share).await.unwrap());
-    }
-    promises
-}
-
-async fn claim(promises: &[Promise], share: &Tree) -> Vec<Opened> {
-    let mut claimed = Vec::new();
-    for promise in promises {
-        claimed.push(promise.claim(share).await.unwrap());
-    }
-    claimed
-}
-
-async fn assert_refused(share: &Tree, open: &Opened) {
-    let refusal = share.create(open.reconnect_request()).await.unwrap_err();
-    assert_eq!(refusal.status(), Some(NtStatus::OBJECT_NAME_NOT_FOUND), "{refusal}");
 }
 
 /// Waits until the cluster knows that no open has its client.
@@ -93,16 +123,13 @@ async fn until_all_wait_for_their_clients(cluster: &Cluster) {
 /// A client that comes back at once, before the death is noticed, is held until it can have what it had.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_has_its_opens_back_on_a_survivor() {
-    let Some(tools) = samba_or_skip() else { return };
-    let mut cluster = cluster(tools).await;
-    let client = Client::new(cluster.credentials());
-    let (session, share) = connect(&cluster, &client, 0).await;
-    let promises = hold(&share).await;
+    let Some(mut stage) = Stage::set(0).await else { return };
+    let promises = stage.hold().await;
 
-    cluster.kill(0).unwrap();
+    stage.cluster.kill(0).unwrap();
 
-    let (_session, share) = reconnect(&cluster, &client, &session, 1).await;
-    for open in claim(&promises, &share).await {
+    stage.come_back(1).await;
+    for open in stage.claim(&promises).await {
         open.write(100, b"still mine").await.unwrap();
         open.close().await.unwrap();
     }
@@ -112,123 +139,171 @@ async fn a_client_has_its_opens_back_on_a_survivor() {
 /// too.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_has_its_opens_back_again_and_again() {
-    let Some(tools) = samba_or_skip() else { return };
-    let mut cluster = cluster(tools).await;
-    let client = Client::new(cluster.credentials());
-    let (mut session, share) = connect(&cluster, &client, 2).await;
-    let open = share.create(CreateRequest::durable_v2_with_lease("file")).await.unwrap();
+    let Some(mut stage) = Stage::set(2).await else { return };
+    let open = stage.share.create(CreateRequest::durable_v2_with_lease("file")).await.unwrap();
     for (dies, node) in [(2, 1), (1, 0), (0, 2)] {
-        cluster.kill(dies).unwrap();
-        let (next, share) = reconnect(&cluster, &client, &session, node).await;
-        session = next;
-        let reclaimed = share.create(open.reconnect_request()).await.unwrap();
-        assert_eq!(reclaimed.file_id().persistent, open.file_id().persistent);
-        assert_eq!(reclaimed.response().lease, open.response().lease);
-        cluster.start_node(dies).await.unwrap();
+        stage.cluster.kill(dies).unwrap();
+        stage.come_back(node).await;
+        stage.reclaim(&open).await;
+        stage.cluster.start_node(dies).await.unwrap();
     }
+}
+
+/// Of each record the newest copy that is left is another one's: the records do not fit together, and there are opens in
+/// them that were closed since.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_has_its_opens_back_from_records_of_different_ages() {
+    let Some(mut stage) = Stage::set(0).await else { return };
+    let [closed, open, locked] = ["closed", "open", "locked"].map(CreateRequest::durable_v2_with_lease);
+    let closed = stage.share.create(closed).await.unwrap();
+    let open = stage.share.create(open).await.unwrap();
+    let locked = stage.share.create(locked).await.unwrap();
+    // All nodes have copies of all records when CTDB has recovered.
+    stage.cluster.kill(0).unwrap();
+    stage.come_back(1).await;
+    stage.cluster.start_node(0).await.unwrap();
+    stage.reclaim(&closed).await.close().await.unwrap();
+    let again = stage.share.create(CreateRequest::durable_v2_with_lease("closed")).await.unwrap();
+    let (open, locked) = (stage.reclaim(&open).await, stage.reclaim(&locked).await);
+    open.rename("renamed", false).await.unwrap();
+    locked.lock(&[LockElement::exclusive(0, 10)]).await.unwrap();
+    // Somebody who must not have it takes its own record to another node.
+    let (_session, other_share) = stage.somebody_else(2).await;
+    for open in [&again, &open, &locked] {
+        other_share.create(open.reconnect_request()).await.unwrap_err();
+    }
+
+    stage.cluster.kill(1).unwrap();
+    stage.come_back(0).await;
+
+    stage.reclaim(&again).await.write(0, b"still mine").await.unwrap();
+    let open = stage.share.create(CreateRequest { path: "renamed".to_owned(), ..open.reconnect_request() });
+    open.await.unwrap().write(0, b"still mine").await.unwrap();
+    let locked = stage.reclaim(&locked).await;
+    locked.lock(&[LockElement::unlock(0, 10)]).await.unwrap();
+}
+
+/// The records of an open move to a node where somebody reads the same file, and that node dies.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_open_of_a_living_node_outlives_the_node_that_has_had_its_records_last() {
+    let Some(mut stage) = Stage::set(0).await else { return };
+    let request = |path: &str| CreateRequest {
+        desired_access: AccessMask::READ_DATA,
+        ..CreateRequest::new(path).with_lease(Lease::request(LeaseState::READ_HANDLE))
+    };
+    let mut opens = Vec::new();
+    for path in ["closed", "reclaimed", "locked"] {
+        stage.share.create(CreateRequest::new(path)).await.unwrap().close().await.unwrap();
+        let open = stage.share.create(request(path).durable_v2()).await.unwrap();
+        open.lock(&[LockElement::exclusive(0, 1)]).await.unwrap();
+        opens.push(open);
+    }
+    let (_session, reader) = stage.somebody_else(1).await;
+    for path in ["closed", "reclaimed", "locked"] {
+        reader.create(request(path)).await.unwrap();
+    }
+
+    stage.cluster.kill(1).unwrap();
+    let (_session, other_share) = stage.somebody_else(2).await;
+    // CTDB has recovered when the records can be had.
+    let rival = other_share.create(CreateRequest::new("locked")).await.unwrap();
+
+    let taken = rival.lock(&[LockElement::exclusive(0, 1)]).await.unwrap_err();
+    assert_eq!(taken.status(), Some(NtStatus::LOCK_NOT_GRANTED), "{taken}");
+    rival.close().await.unwrap();
+    let [closed, reclaimed, locked] = <[Opened; 3]>::try_from(opens).unwrap();
+    closed.close().await.unwrap();
+    other_share.create(alone("closed")).await.unwrap();
+    locked.lock(&[LockElement::unlock(0, 1)]).await.unwrap();
+    stage.session.drop_connection().await;
+    stage.come_back(2).await;
+    stage.reclaim(&reclaimed).await.lock(&[LockElement::unlock(0, 1)]).await.unwrap();
 }
 
 /// Samba keeps the open for its client, and then the node dies that did.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_open_whose_client_was_lost_before_its_node_survives_too() {
-    let Some(tools) = samba_or_skip() else { return };
-    let mut cluster = cluster(tools).await;
-    let client = Client::new(cluster.credentials());
-    let (session, share) = connect(&cluster, &client, 0).await;
-    let promises = hold(&share).await;
-    session.drop_connection().await;
-    until_all_wait_for_their_clients(&cluster).await;
+    let Some(mut stage) = Stage::set(0).await else { return };
+    let promises = stage.hold().await;
+    stage.session.drop_connection().await;
+    until_all_wait_for_their_clients(&stage.cluster).await;
 
-    cluster.kill(0).unwrap();
+    stage.cluster.kill(0).unwrap();
 
-    let (_session, share) = reconnect(&cluster, &client, &session, 2).await;
-    claim(&promises, &share).await;
+    stage.come_back(2).await;
+    stage.claim(&promises).await;
 }
 
 /// Nobody dies: what Samba does by itself between its nodes goes on as before, and is known to the cluster.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_moves_between_living_nodes_takes_its_opens_along() {
-    let Some(tools) = samba_or_skip() else { return };
-    let mut cluster = cluster(tools).await;
-    let client = Client::new(cluster.credentials());
-    let (session, share) = connect(&cluster, &client, 0).await;
-    let promises = hold(&share).await;
+    let Some(mut stage) = Stage::set(0).await else { return };
+    let promises = stage.hold().await;
 
     // In place of the session that is still there.
-    let (moved, share) = reconnect(&cluster, &client, &session, 1).await;
-    let opens = claim(&promises, &share).await;
+    stage.come_back(1).await;
+    let opens = stage.claim(&promises).await;
     opens[0].write(0, b"from here").await.unwrap();
 
-    cluster.kill(1).unwrap();
-    let (_session, share) = reconnect(&cluster, &client, &moved, 0).await;
+    stage.cluster.kill(1).unwrap();
+    stage.come_back(0).await;
     for open in opens {
-        let back = share.create(open.reconnect_request()).await.unwrap();
-        assert_eq!(back.file_id().persistent, open.file_id().persistent);
+        stage.reclaim(&open).await;
     }
 }
 
 /// An open that nobody can have beside another.
 fn alone(path: &str) -> CreateRequest {
-    CreateRequest { share_access: ShareAccess(0), ..CreateRequest::new(path) }
+    CreateRequest { share_access: ShareAccess::NONE, ..CreateRequest::new(path) }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_intruder_before_the_recovery_wins_and_the_reclaim_is_refused() {
-    let Some(tools) = samba_or_skip() else { return };
-    let mut cluster = cluster(tools).await;
-    let [client, intruder] = [(); 2].map(|()| Client::new(cluster.credentials()));
-    let (session, share) = connect(&cluster, &client, 0).await;
-    let open = share.create(CreateRequest::durable_v2_with_lease("file")).await.unwrap();
-    let (_other_session, other_share) = connect(&cluster, &intruder, 1).await;
+    let Some(mut stage) = Stage::set(0).await else { return };
+    let open = stage.share.create(CreateRequest::durable_v2_with_lease("file")).await.unwrap();
+    let (_session, intruder) = stage.somebody_else(1).await;
 
-    cluster.kill(0).unwrap();
+    stage.cluster.kill(0).unwrap();
 
-    let theirs = other_share.create(alone("file")).await.unwrap();
-    let (_session, share) = reconnect(&cluster, &client, &session, 2).await;
-    assert_refused(&share, &open).await;
+    let theirs = intruder.create(alone("file")).await.unwrap();
+    stage.come_back(2).await;
+    stage.assert_refused(&open).await;
     theirs.write(0, b"mine").await.unwrap();
 }
 
 /// He finds the orphan in its place, and it has to make room as any open whose client is away.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_intruder_after_the_recovery_wins_and_the_reclaim_is_refused() {
-    let Some(tools) = samba_or_skip() else { return };
-    let mut cluster = cluster(tools).await;
-    let [client, intruder] = [(); 2].map(|()| Client::new(cluster.credentials()));
-    let (session, share) = connect(&cluster, &client, 0).await;
-    let open = share.create(CreateRequest::durable_v2_with_lease("file")).await.unwrap();
-    let kept = share.create(CreateRequest::durable_v2_with_lease("kept")).await.unwrap();
+    let Some(mut stage) = Stage::set(0).await else { return };
+    let open = stage.share.create(CreateRequest::durable_v2_with_lease("file")).await.unwrap();
+    let kept = stage.share.create(CreateRequest::durable_v2_with_lease("kept")).await.unwrap();
 
-    cluster.kill(0).unwrap();
+    stage.cluster.kill(0).unwrap();
     // Whoever has been given one orphan back finds all of them in their places.
-    let (session, share) = reconnect(&cluster, &client, &session, 1).await;
-    let kept_again = share.create(kept.reconnect_request()).await.unwrap();
+    stage.come_back(1).await;
+    let kept = stage.reclaim(&kept).await;
 
-    let (_other_session, other_share) = connect(&cluster, &intruder, 2).await;
-    other_share.create(CreateRequest::new("file")).await.unwrap();
-    assert_refused(&share, &open).await;
-    kept_again.write(0, b"still mine").await.unwrap();
-    session.echo().await.unwrap();
+    let (_session, intruder) = stage.somebody_else(2).await;
+    intruder.create(CreateRequest::new("file")).await.unwrap();
+    stage.assert_refused(&open).await;
+    kept.write(0, b"still mine").await.unwrap();
+    stage.session.echo().await.unwrap();
 }
 
 /// Who only looks at the file's attributes is in nobody's way, and nobody is in his. (Samba 4.17 gives no open back while
 /// anybody else has the file, so he has closed his before.)
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_intruder_who_harms_nobody_takes_nothing_from_the_client() {
-    let Some(tools) = samba_or_skip() else { return };
-    let mut cluster = cluster(tools).await;
-    let [client, intruder] = [(); 2].map(|()| Client::new(cluster.credentials()));
-    let (session, share) = connect(&cluster, &client, 0).await;
-    let open = share.create(CreateRequest::durable_v2_with_lease("file")).await.unwrap();
-    let (_other_session, other_share) = connect(&cluster, &intruder, 1).await;
+    let Some(mut stage) = Stage::set(0).await else { return };
+    let open = stage.share.create(CreateRequest::durable_v2_with_lease("file")).await.unwrap();
+    let (_session, intruder) = stage.somebody_else(1).await;
     let stat = || CreateRequest { desired_access: AccessMask::READ_ATTRIBUTES, ..CreateRequest::new("file") };
 
-    cluster.kill(0).unwrap();
+    stage.cluster.kill(0).unwrap();
 
-    other_share.create(stat()).await.unwrap().close().await.unwrap();
-    let (_session, share) = reconnect(&cluster, &client, &session, 2).await;
-    let reclaimed = share.create(open.reconnect_request()).await.unwrap();
-    assert_eq!(reclaimed.response().lease, open.response().lease);
-    other_share.create(stat()).await.unwrap().close().await.unwrap();
+    intruder.create(stat()).await.unwrap().close().await.unwrap();
+    stage.come_back(2).await;
+    let reclaimed = stage.reclaim(&open).await;
+    intruder.create(stat()).await.unwrap().close().await.unwrap();
     reclaimed.write(0, b"still mine").await.unwrap();
 }
