@@ -25,13 +25,19 @@ pub fn init(filter: &str) -> Result<(), ParseError> {
     Ok(())
 }
 
-/// Understands a filter of `tracing`'s form: `info`, `node=debug`.
+/// Where openraft says of each attempt to reach a peer that it has failed, several times a second. That a peer is reached or
+/// not is said once, by `raft::network`.
+const SAID_OF_EACH_ATTEMPT: &str = "openraft::core::heartbeat=error,openraft::replication=error,\
+    openraft::engine::handler::replication_handler=error";
+
+/// Understands a filter of `tracing`'s form: `info`, `node=debug`. What it does not name itself and is said too often is
+/// left out.
 ///
 /// # Errors
 ///
 /// If it cannot be understood.
 pub fn filter(text: &str) -> Result<EnvFilter, ParseError> {
-    EnvFilter::try_new(text)
+    EnvFilter::try_new(format!("{SAID_OF_EACH_ATTEMPT},{text}"))
 }
 
 /// Shows an error and what caused it, the outermost first.
