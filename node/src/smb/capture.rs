@@ -789,19 +789,19 @@ impl Capture {
     /// that the process has a tree connect to.
     fn share(&self, service_path: &str, process: u32) -> Option<ShareName> {
         let entered = self.gate.entered(process);
-        let at_path = self.settings.samba.shares_at(service_path);
-        let mut at_path: Vec<_> =
-            at_path.filter(|share| !self.settings.unprotected.contains(share)).cloned().collect();
+        let at_path: Vec<_> = self.settings.samba.shares_at(service_path).collect();
+        let is_protected = |share: &&ShareName| !self.settings.unprotected.contains(*share);
+        let mut candidates: Vec<_> = at_path.iter().copied().filter(is_protected).cloned().collect();
         if at_path.is_empty() && entered.len() == 1 {
             // A path with variables, which only smbd can expand: there is only one share that it can be.
-            at_path.extend(entered.iter().cloned());
+            candidates.extend(entered.iter().cloned());
         }
-        at_path.sort_by_key(|share| !entered.contains(share));
-        let share = at_path.into_iter().next();
-        if share.is_none() && !entered.is_empty() {
+        candidates.sort_by_key(|share| !entered.contains(share));
+        let share = candidates.into_iter().next();
+        if share.is_none() && at_path.is_empty() && !entered.is_empty() {
             error!(
                 service_path,
-                "no protected share has this path: its durable opens are not replicated; is smb.conf the one that smbd runs with?"
+                "no share has this path: its durable opens are not replicated; is smb.conf the one that smbd runs with?"
             );
         }
         share
