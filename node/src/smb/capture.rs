@@ -181,7 +181,9 @@ impl Capture {
             Change::Store { database: Database::OpenGlobal, value, deletes_file, .. } => {
                 self.open_stored(value, *deletes_file, connection).await
             }
-            Change::Delete { database: Database::OpenGlobal, key } => self.open_deleted(key).await,
+            Change::Delete { database: Database::OpenGlobal, key } => {
+                self.open_deleted(key, connection.pid()).await
+            }
             Change::Store { database, key, value, .. } => {
                 self.shared_changed(*database, key, Some(value), connection).await
             }
@@ -586,9 +588,16 @@ impl Capture {
         }
     }
 
-    /// An open is closed by its client, by its time, or by somebody who wanted the file.
-    async fn open_deleted(&self, key: &[u8]) -> Result<(), Refused> {
+    /// An open is closed by its client, by its time, or by somebody who wanted the file; or `process` has found the record of
+    /// one that is dead, which has closed nothing.
+    async fn open_deleted(&self, key: &[u8], process: u32) -> Result<(), Refused> {
         let Some(id) = keys::open_of(key) else { return Ok(()) };
+        let served_by = self.opens().get(id).and_then(|local| local.process);
+        let is_dead =
+            |served_by: &u32| ![process, UNKNOWN_PROCESS].contains(served_by) && is_doomed(*served_by);
+        if let Some(dead) = served_by.filter(is_dead) {
+            return Ok(self.bereave(id, dead).await?);
+        }
         let file = match self.opens().get(id) {
             Some(local) => Some(local.description.file),
             None => self.raft.read(|state| state.open(id).map(|open| open.description.file)),
