@@ -6,7 +6,7 @@
 //! with the harness.
 
 use std::{
-    fs, io,
+    fs, io, iter,
     net::SocketAddr,
     ops::RangeInclusive,
     os::unix::fs::PermissionsExt,
@@ -28,7 +28,7 @@ use crate::{
     process::{ProcessError, ProcessGroup, last_lines},
     relay::{Callers, Wires},
     samba::{SambaError, SambaSite, SambaTools, Smbd, SmbdOptions},
-    smb_client::Credentials,
+    smb_client::{Client, Credentials, Session, SmbError, Tree},
 };
 
 /// Makes a harness program behave as `holdfast`.
@@ -81,6 +81,10 @@ pub struct ClusterOptions {
     /// Whether the nodes reach each other over wires that [`Cluster::cut_off`] can cut. These cost every message
     /// between nodes a little time, and CTDB has no cluster lock then.
     pub wires: bool,
+    /// How many users may log in.
+    pub users: usize,
+    /// Names of further shares, each of a directory of its own, that Holdfast is to leave alone.
+    pub unprotected_shares: Vec<String>,
     /// What the `smbd`s get beyond what they need.
     pub smbd: SmbdOptions,
     /// Values for `[cluster.timing]`, in milliseconds, where the defaults do not suit.
@@ -107,6 +111,8 @@ impl ClusterOptions {
             ctdb_tunables: Vec::new(),
             protected: true,
             wires: false,
+            users: 1,
+            unprotected_shares: Vec::new(),
             smbd: SmbdOptions::default(),
             timing: Vec::new(),
             limits: Vec::new(),
@@ -271,7 +277,8 @@ impl Cluster {
             .map_err(prepare(&std::env::temp_dir()))?;
         // `smbd` processes that work for an ordinary user must reach the run directory.
         make_accessible(dir.path())?;
-        let site = options.samba.clone().map(SambaSite::new).transpose()?.map(Arc::new);
+        let site = options.samba.clone().map(|tools| SambaSite::with_users(tools, options.users));
+        let site = site.transpose()?.map(Arc::new);
         let mut wires = options.wires.then(Wires::default);
         let addresses = Addresses::new(&options, wires.as_mut())?;
         let nodes = (0..options.nodes)
@@ -283,7 +290,7 @@ impl Cluster {
         if let (Some(site), Some(Node { smbd: Some(smbd), ctdbd: Some(_), .. })) =
             (&cluster.site, cluster.nodes.first())
         {
-            site.create_clustered_user(smbd)?;
+            site.create_clustered_users(smbd)?;
         }
         cluster.start_all().await?;
         Ok(cluster)
@@ -320,6 +327,13 @@ impl Cluster {
     /// What to tree connect to at a node.
     pub fn share(&self, node: usize) -> String {
         self.smbd(node).share()
+    }
+
+    /// Lets a client connect to a node, log in and enter the share.
+    pub async fn connect(&self, client: &Client, node: usize) -> Result<(Session, Tree), SmbError> {
+        let session = client.connect(self.smb_address(node)).await?;
+        let share = session.tree_connect(&self.share(node)).await?;
+        Ok((session, share))
     }
 
     /// A node's `smbd`.
@@ -525,18 +539,35 @@ impl Cluster {
         self.wires.as_ref().expect(WITHOUT_WIRES).rejoin(node);
     }
 
+    /// Stops a node's sidecar where it is.
+    pub fn pause_sidecar(&self, node: usize) {
+        self.nodes[node].sidecar.iter().for_each(ProcessGroup::pause);
+    }
+
+    /// Lets it go on.
+    pub fn resume_sidecar(&self, node: usize) {
+        self.nodes[node].sidecar.iter().for_each(ProcessGroup::resume);
+    }
+
     /// Stops a node's processes where they are, as a virtual machine that is being moved.
     pub fn pause(&self, node: usize) {
-        self.nodes[node].sidecar.iter().for_each(ProcessGroup::pause);
+        self.pause_sidecar(node);
         self.nodes[node].smbd.iter().for_each(Smbd::pause);
         self.nodes[node].ctdbd.iter().for_each(Ctdbd::pause);
     }
 
     /// Lets them go on.
     pub fn resume(&self, node: usize) {
-        self.nodes[node].sidecar.iter().for_each(ProcessGroup::resume);
+        self.resume_sidecar(node);
         self.nodes[node].smbd.iter().for_each(Smbd::resume);
         self.nodes[node].ctdbd.iter().for_each(Ctdbd::resume);
+    }
+
+    /// The processes of a node's sidecar: its own first, and what it has started, zombies too.
+    pub fn sidecar_processes(&self, node: usize) -> Vec<i32> {
+        let Some(sidecar) = &self.nodes[node].sidecar else { return Vec::new() };
+        let others = sidecar.members().into_iter().filter(|&pid| pid != sidecar.pid());
+        iter::once(sidecar.pid()).chain(others).collect()
     }
 
     /// Whether a node's sidecar is running.
@@ -654,6 +685,7 @@ impl Node {
         let ctdbd = ctdbd.transpose()?;
         let mut smbd_options = options.smbd.clone();
         smbd_options.ctdbd_socket = ctdbd.as_ref().map(Ctdbd::socket);
+        smbd_options.shares_apart.extend(options.unprotected_shares.iter().cloned());
         if options.protected {
             smbd_options.env.extend(protecting(&run_dir)?);
         }
@@ -682,11 +714,14 @@ impl Node {
         );
         if let (Some(smbd), Some(site)) = (&smbd, site) {
             config += &format!(
-                "[samba]\nrun_dir = \"{}\"\nsmb_conf = \"{}\"\nsmbd = \"{}\"\ntestparm = \"{}\"\n",
+                "[samba]\nrun_dir = \"{}\"\nsmb_conf = \"{}\"\nsmbd = \"{}\"\ntestparm = \"{}\"\n\
+                 unprotected_shares = {:?}\n",
                 run_dir.display(),
                 smbd.config_file().display(),
                 site.tools().smbd().display(),
                 site.tools().testparm().display(),
+                // A list of such names looks the same in TOML and in Rust.
+                options.unprotected_shares,
             );
         }
         let config_file = dir.join("holdfast.toml");

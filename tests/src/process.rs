@@ -181,7 +181,7 @@ impl ProcessGroup {
     }
 
     /// The processes of this group, zombies too.
-    fn members(&self) -> Vec<i32> {
+    pub fn members(&self) -> Vec<i32> {
         let is_member = |pid: &i32| getpgid(Some(Pid::from_raw(*pid))) == Ok(self.leader);
         let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
         entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is_member).collect()
@@ -253,11 +253,26 @@ impl ProcessGroup {
     }
 }
 
+/// Whether a process has ended and its parent has not buried it.
+pub fn is_zombie(pid: i32) -> bool {
+    // Number, name in parentheses, state: the name may contain anything.
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z'))
+}
+
+/// How many file descriptors a process has; none if there is no such process.
+pub fn open_files(pid: i32) -> usize {
+    file_descriptors(pid).count()
+}
+
 /// Whether a process has a socket, given by its inode.
 pub(crate) fn has_socket(pid: i32, inode: u64) -> bool {
     let socket = PathBuf::from(format!("socket:[{inode}]"));
-    let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-    files.filter_map(|file| fs::read_link(file.path()).ok()).any(|file| file == socket)
+    file_descriptors(pid).filter_map(|file| fs::read_link(file.path()).ok()).any(|file| file == socket)
+}
+
+fn file_descriptors(pid: i32) -> impl Iterator<Item = fs::DirEntry> {
+    fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten()
 }
 
 /// The last lines of some logs, for an error message. What cannot be read is empty.
@@ -363,6 +378,20 @@ mod tests {
         let outcome = group.terminate(Duration::from_millis(100)).await;
         assert!(matches!(outcome, Err(ProcessError::NotTerminated { .. })), "{outcome:?}");
         assert!(!all.iter().any(|&pid| alive(pid)), "a process is left");
+    }
+
+    #[test]
+    fn a_zombie_is_told_from_the_living() {
+        let mut child = Command::new("/bin/sh").args(["-c", "exit"]).spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !is_zombie(pid) {
+            assert!(Instant::now() < deadline, "it has not ended, or was buried");
+            thread::sleep(POLL_INTERVAL);
+        }
+        child.wait().unwrap();
+        assert!(!is_zombie(pid), "it is buried");
+        assert!(!is_zombie(i32::try_from(std::process::id()).unwrap()), "this one lives");
     }
 
     #[test]

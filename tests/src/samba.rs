@@ -38,9 +38,9 @@ pub const SHARE: &str = "share";
 /// NetBIOS name of every node. It must be the same, because the machine's SID is stored under it.
 const NETBIOS_NAME: &str = "HOLDFAST";
 
-/// The account that root's `smbd` serves. Present on every Linux; not `nobody`, which Samba takes for a
-/// guest.
-const ACCOUNT_FOR_ROOT: &str = "daemon";
+/// The accounts that root's `smbd` serves, the first one unless more are asked for. Present on every Linux; not
+/// `nobody`, which Samba takes for a guest.
+const ACCOUNTS_FOR_ROOT: [&str; 3] = ["daemon", "bin", "mail"];
 
 const PASSWORD: &str = "holdfast-secret";
 
@@ -122,21 +122,28 @@ pub enum SambaError {
 pub struct SambaSite {
     tools: SambaTools,
     dir: TempDir,
-    account: User,
+    /// Never empty.
+    accounts: Vec<User>,
 }
 
 impl SambaSite {
     /// Makes the share's folder and a user database with one user.
     pub fn new(tools: SambaTools) -> Result<Self, SambaError> {
-        let account = smb_account()?;
+        Self::with_users(tools, 1)
+    }
+
+    /// The same with several users; an ordinary user's `smbd` serves that user alone.
+    ///
+    /// # Panics
+    /// When none are asked for, or more than three.
+    pub fn with_users(tools: SambaTools, count: usize) -> Result<Self, SambaError> {
+        let accounts = smb_accounts(count)?;
         let dir =
             tempfile::Builder::new().prefix("holdfast-").tempdir().map_err(prepare(&env::temp_dir()))?;
-        let site = Self { tools, dir, account };
+        let site = Self { tools, dir, accounts };
         // The SMB user has to get through to the share; what is private has a directory of its own below.
         set_mode(site.dir.path(), 0o755)?;
-        let share = site.share_dir();
-        fs::create_dir(&share).map_err(prepare(&share))?;
-        set_mode(&share, 0o777)?;
+        make_share_dir(&site.share_dir())?;
         site.make_user_database()?;
         Ok(site)
     }
@@ -151,15 +158,25 @@ impl SambaSite {
         self.dir.path().join(SHARE)
     }
 
+    /// The folder of one of the [shares apart](SmbdOptions::shares_apart).
+    pub fn dir_of_share_apart(&self, name: &str) -> PathBuf {
+        self.dir.path().join("apart").join(name)
+    }
+
     /// A folder that the site removes at its end, for what belongs to it: configuration, logs, run
     /// directories.
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    /// The user that may log in everywhere.
+    /// The user that may log in everywhere; the first, if there are more.
     pub fn credentials(&self) -> Credentials {
-        Credentials::new(&self.account.name, PASSWORD)
+        Credentials::new(&self.accounts[0].name, PASSWORD)
+    }
+
+    /// All users that may log in everywhere.
+    pub fn users(&self) -> impl ExactSizeIterator<Item = Credentials> {
+        self.accounts.iter().map(|account| Credentials::new(&account.name, PASSWORD))
     }
 
     /// A node with the given name, configured and not started.
@@ -167,6 +184,9 @@ impl SambaSite {
         let dir = self.dir.path().join(name);
         let address = net::free_endpoint();
         write_config(&dir, &self.config(&dir, address, &options))?;
+        for share in &options.shares_apart {
+            make_share_dir(&self.dir_of_share_apart(share))?;
+        }
         // In a CTDB cluster the users are in a database of the cluster.
         if options.ctdbd_socket.is_none() {
             copy_files(&self.user_database(), &dir.join("private"))?;
@@ -179,29 +199,33 @@ impl SambaSite {
         self.dir.path().join("users").join("private")
     }
 
-    /// Makes the machine's SID and the user. Every node gets a copy, so that a user is the same SID everywhere;
+    /// Makes the machine's SID and the users. Every node gets a copy, so that a user is the same SID everywhere;
     /// Samba gives an open back only to the SID that opened it.
     fn make_user_database(&self) -> Result<(), SambaError> {
         let dir = self.dir.path().join("users");
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 445));
         let config = write_config(&dir, &self.config(&dir, nowhere, &SmbdOptions::default()))?;
-        self.create_user(&config)
+        self.create_users(&config)
     }
 
-    /// Makes the user of a CTDB cluster, once, by way of one of its nodes, whose `ctdbd` must be healthy.
-    pub fn create_clustered_user(&self, node: &Smbd) -> Result<(), SambaError> {
-        self.create_user(&node.config_file())
+    /// Makes the users of a CTDB cluster, once, by way of one of its nodes, whose `ctdbd` must be healthy.
+    pub fn create_clustered_users(&self, node: &Smbd) -> Result<(), SambaError> {
+        self.create_users(&node.config_file())
     }
 
-    /// Lets `pdbedit` make the user, where the configuration says that users are kept.
-    fn create_user(&self, config: &Path) -> Result<(), SambaError> {
+    fn create_users(&self, config: &Path) -> Result<(), SambaError> {
+        self.accounts.iter().try_for_each(|account| self.create_user(config, account))
+    }
+
+    /// Lets `pdbedit` make a user, where the configuration says that users are kept.
+    fn create_user(&self, config: &Path, account: &User) -> Result<(), SambaError> {
         let program = self.tools.pdbedit();
         let mut child = Command::new(program)
             // Unlike `smbpasswd`, it does this for an ordinary user too.
             .args(["--create", "--password-from-stdin", "--configfile"])
             .arg(config)
             .arg("--user")
-            .arg(&self.account.name)
+            .arg(&account.name)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -252,16 +276,20 @@ impl SambaSite {
         for (name, value) in &options.global_options {
             config += &format!("\t{name} = {value}\n");
         }
-        for name in iter::once(SHARE).chain(options.more_shares.iter().map(String::as_str)) {
+        let shared = self.share_dir();
+        let shares = iter::once(SHARE).chain(options.more_shares.iter().map(String::as_str));
+        let shares = shares.map(|name| (name, shared.clone()));
+        let apart = options.shares_apart.iter().map(|name| (name.as_str(), self.dir_of_share_apart(name)));
+        for (name, folder) in shares.chain(apart) {
             config += &format!(
                 "[{name}]\n\
-                 \tpath = {share}\n\
+                 \tpath = {folder}\n\
                  \tread only = no\n\
                  \tkernel oplocks = no\n\
                  \tkernel share modes = no\n\
                  \tposix locking = no\n\
                  \tdurable handles = yes\n",
-                share = self.share_dir().display(),
+                folder = folder.display(),
             );
             for (name, value) in &options.share_options {
                 config += &format!("\t{name} = {value}\n");
@@ -284,6 +312,8 @@ pub struct SmbdOptions {
     pub share_options: Vec<(String, String)>,
     /// Names of further shares of the same directory.
     pub more_shares: Vec<String>,
+    /// Names of further shares, each of a directory of its own.
+    pub shares_apart: Vec<String>,
     /// Samba's log level.
     pub log_level: u8,
 }
@@ -317,7 +347,12 @@ impl Smbd {
 
     /// `\\ADDRESS\share`, for tree connects.
     pub fn share(&self) -> String {
-        format!(r"\\{}\{SHARE}", self.address.ip())
+        self.share_called(SHARE)
+    }
+
+    /// The same for another share.
+    pub fn share_called(&self, name: &str) -> String {
+        format!(r"\\{}\{name}", self.address.ip())
     }
 
     /// Samba's lock directory, with the volatile databases.
@@ -333,6 +368,11 @@ impl Smbd {
     /// Process id of the parent `smbd`, while it is started.
     pub fn pid(&self) -> Option<i32> {
         self.process.as_ref().map(ProcessGroup::pid)
+    }
+
+    /// Its processes, the parent's helpers and zombies too.
+    pub fn processes(&self) -> Vec<i32> {
+        self.process.as_ref().map(ProcessGroup::members).unwrap_or_default()
     }
 
     /// Starts it, unless it is running, and returns when it accepts connections.
@@ -452,11 +492,22 @@ fn copy_files(from: &Path, to: &Path) -> Result<(), SambaError> {
     Ok(())
 }
 
-fn smb_account() -> Result<User, SambaError> {
+fn smb_accounts(count: usize) -> Result<Vec<User>, SambaError> {
+    assert!((1..=ACCOUNTS_FOR_ROOT.len()).contains(&count), "{count} users");
     let uid = Uid::effective();
-    let account = if uid.is_root() { ACCOUNT_FOR_ROOT.to_owned() } else { uid.to_string() };
-    let found = if uid.is_root() { User::from_name(&account) } else { User::from_uid(uid) };
-    found.ok().flatten().ok_or(SambaError::NoAccount { account })
+    let found = |account: String, found: nix::Result<Option<User>>| {
+        found.ok().flatten().ok_or(SambaError::NoAccount { account })
+    };
+    if !uid.is_root() {
+        return Ok(vec![found(uid.to_string(), User::from_uid(uid))?]);
+    }
+    ACCOUNTS_FOR_ROOT[..count].iter().map(|name| found((*name).to_owned(), User::from_name(name))).collect()
+}
+
+/// Makes a folder in which every user may write, unless there is one already.
+fn make_share_dir(dir: &Path) -> Result<(), SambaError> {
+    fs::create_dir_all(dir).map_err(prepare(dir))?;
+    set_mode(dir, 0o777)
 }
 
 fn set_mode(path: &Path, mode: u32) -> Result<(), SambaError> {

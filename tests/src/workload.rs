@@ -84,38 +84,47 @@ pub struct Promise {
 impl Promise {
     /// Claims the open on another connection, and says what is missing if not everything is as promised.
     pub async fn claim(&self, share: &Tree) -> Result<Opened, BrokenPromise> {
+        let claimed = reclaim(share, &self.open).await?;
         let id = self.open.file_id().persistent;
-        let broken = |what: String| BrokenPromise { id, what };
-        let refused = |what: &str| {
-            let what = what.to_owned();
-            move |err: SmbError| BrokenPromise { id, what: format!("{what}: {err}") }
-        };
-
-        let claimed = share.create(self.open.reconnect_request()).await.map_err(refused("reclaim"))?;
-        let (before, after) = (self.open.response(), claimed.response());
-        if claimed.file_id().persistent != id {
-            return Err(broken(format!("another persistent id: {:?}", after.file_id)));
-        }
-        if after.action != CreateAction::Opened {
-            return Err(broken(format!("CreateAction {:?}", after.action)));
-        }
-        if (after.oplock_level, after.lease) != (before.oplock_level, before.lease) {
-            return Err(broken(format!("{before:?} became {after:?}")));
-        }
         if self.locked {
             // Only who holds the lock can release it.
             let (offset, length) = LOCKED_RANGE;
-            claimed.lock(&[LockElement::unlock(offset, length)]).await.map_err(refused("unlock"))?;
+            let unlock = [LockElement::unlock(offset, length)];
+            claimed.lock(&unlock).await.map_err(refused(id, "unlock"))?;
         }
         if let Some(data) = &self.written {
             let len = u32::try_from(data.len()).expect("a file name");
-            let read = claimed.read(0, len).await.map_err(refused("read"))?;
+            let read = claimed.read(0, len).await.map_err(refused(id, "read"))?;
             if read != *data {
-                return Err(broken(format!("wrote {data:?}, read {read:?}")));
+                return Err(BrokenPromise { id, what: format!("wrote {data:?}, read {read:?}") });
             }
         }
         Ok(claimed)
     }
+}
+
+/// Claims an open on another connection. An error says what is missing if it is not the same open with the same oplock
+/// or lease.
+pub async fn reclaim(share: &Tree, open: &Opened) -> Result<Opened, BrokenPromise> {
+    let id = open.file_id().persistent;
+    let broken = |what: String| BrokenPromise { id, what };
+    let claimed = share.create(open.reconnect_request()).await.map_err(refused(id, "reclaim"))?;
+    let (before, after) = (open.response(), claimed.response());
+    if claimed.file_id().persistent != id {
+        return Err(broken(format!("another persistent id: {:?}", after.file_id)));
+    }
+    if after.action != CreateAction::Opened {
+        return Err(broken(format!("CreateAction {:?}", after.action)));
+    }
+    if (after.oplock_level, after.lease) != (before.oplock_level, before.lease) {
+        return Err(broken(format!("{before:?} became {after:?}")));
+    }
+    Ok(claimed)
+}
+
+/// What was promised and not given.
+fn refused(id: u64, what: &'static str) -> impl FnOnce(SmbError) -> BrokenPromise {
+    move |err| BrokenPromise { id, what: format!("{what}: {err}") }
 }
 
 /// A promise that was not kept.

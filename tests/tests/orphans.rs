@@ -8,8 +8,9 @@ use harness::{
     samba::{SambaTools, samba_or_skip},
     smb_client::{
         AccessMask, Client, CreateOptions, CreateRequest, Durability, Lease, LeaseState, NtStatus, Opened,
-        Session, ShareAccess, Tree,
+        ShareAccess, Tree,
     },
+    workload::reclaim,
 };
 use statedb::{OpenState, Timestamp};
 
@@ -30,12 +31,6 @@ async fn cluster(tools: SambaTools) -> Cluster {
     Cluster::start(ClusterOptions::with_samba(PROGRAM, tools).patient()).await.unwrap()
 }
 
-async fn connect(cluster: &Cluster, client: &Client, node: usize) -> (Session, Tree) {
-    let session = client.connect(cluster.smb_address(node)).await.unwrap();
-    let share = session.tree_connect(&cluster.share(node)).await.unwrap();
-    (session, share)
-}
-
 fn with_timeout(request: CreateRequest, timeout: Duration) -> CreateRequest {
     let Durability::RequestV2 { create_guid, persistent, .. } = request.durability else {
         panic!("only a durable v2 open has a timeout that its client chooses");
@@ -48,12 +43,6 @@ async fn open_for(share: &Tree, path: &str, timeout: Duration) -> Opened {
     let open = share.create(request).await.unwrap();
     assert_eq!(open.response().durable_v2.map(|durable| durable.timeout), Some(timeout));
     open
-}
-
-async fn assert_reclaimed(share: &Tree, open: &Opened) -> Opened {
-    let reclaimed = share.create(open.reconnect_request()).await.unwrap();
-    assert_eq!(reclaimed.file_id().persistent, open.file_id().persistent);
-    reclaimed
 }
 
 async fn assert_gone(share: &Tree, open: &Opened, why: &str) {
@@ -90,7 +79,7 @@ async fn an_intruder_has_the_file_at_once_and_the_owner_is_refused() {
     let Some(tools) = samba_or_skip() else { return };
     let mut cluster = cluster(tools).await;
     let owner = Client::new(cluster.credentials());
-    let (_session, share) = connect(&cluster, &owner, 0).await;
+    let (_session, share) = cluster.connect(&owner, 0).await.unwrap();
     let lease = |path, state, share_access| CreateRequest {
         share_access,
         ..CreateRequest::new(path).with_lease(Lease::request(state)).durable_v2()
@@ -112,7 +101,7 @@ async fn an_intruder_has_the_file_at_once_and_the_owner_is_refused() {
     cluster.kill(0).unwrap();
 
     let (_intruders_session, intruders_share) =
-        connect(&cluster, &Client::new(cluster.credentials()), 1).await;
+        cluster.connect(&Client::new(cluster.credentials()), 1).await.unwrap();
     let mut intruders = Vec::new();
     for open in &opens {
         let path = open.path();
@@ -124,12 +113,12 @@ async fn an_intruder_has_the_file_at_once_and_the_owner_is_refused() {
     let look = CreateRequest { desired_access: AccessMask::READ_ATTRIBUTES, ..CreateRequest::new("rh") };
     let visitor = intruders_share.create(look).await.unwrap();
 
-    let (_session, share) = connect(&cluster, &owner, 1).await;
+    let (_session, share) = cluster.connect(&owner, 1).await.unwrap();
     for open in &opens {
         assert_gone(&share, open, open.path()).await;
     }
     visitor.close().await.unwrap();
-    assert_reclaimed(&share, &undisturbed).await;
+    reclaim(&share, &undisturbed).await.unwrap();
     for intruder in intruders {
         intruder.close().await.unwrap();
     }
@@ -145,16 +134,16 @@ async fn an_orphan_lives_until_its_time_is_up_and_not_longer() {
     let Some(tools) = samba_or_skip() else { return };
     let mut cluster = cluster(tools).await;
     let owner = Client::new(cluster.credentials());
-    let (_session, share) = connect(&cluster, &owner, 0).await;
+    let (_session, share) = cluster.connect(&owner, 0).await.unwrap();
     let in_time = open_for(&share, "in time", TIMEOUT).await;
     let too_late = open_for(&share, "too late", TIMEOUT).await;
 
     cluster.kill(0).unwrap();
     let (lost_at, _) = disconnected(&cluster, 1, &too_late).await;
 
-    let (_session, share) = connect(&cluster, &owner, 1).await;
+    let (_session, share) = cluster.connect(&owner, 1).await.unwrap();
     tokio::time::sleep_until((lost_at + TIMEOUT - TOLERANCE).into()).await;
-    let reclaimed = assert_reclaimed(&share, &in_time).await;
+    let reclaimed = reclaim(&share, &in_time).await.unwrap();
     tokio::time::sleep_until((lost_at + TIMEOUT + TOLERANCE).into()).await;
     assert_gone(&share, &too_late, "its time is up").await;
 
@@ -174,7 +163,7 @@ async fn the_death_of_its_keeper_gives_no_disconnected_open_more_time() {
     let Some(tools) = samba_or_skip() else { return };
     let mut cluster = cluster(tools).await;
     let owner = Client::new(cluster.credentials());
-    let (session, share) = connect(&cluster, &owner, 0).await;
+    let (session, share) = cluster.connect(&owner, 0).await.unwrap();
     let in_time = open_for(&share, "in time", TIMEOUT).await;
     let too_late = open_for(&share, "too late", TIMEOUT).await;
     session.drop_connection().await;
@@ -184,10 +173,10 @@ async fn the_death_of_its_keeper_gives_no_disconnected_open_more_time() {
 
     cluster.kill(0).unwrap();
 
-    let (_session, share) = connect(&cluster, &owner, 1).await;
+    let (_session, share) = cluster.connect(&owner, 1).await.unwrap();
     assert_eq!(disconnected(&cluster, 1, &too_late).await.1, until);
     tokio::time::sleep_until((lost_at + TIMEOUT - TOLERANCE).into()).await;
-    assert_reclaimed(&share, &in_time).await;
+    reclaim(&share, &in_time).await.unwrap();
     tokio::time::sleep_until((lost_at + TIMEOUT + TOLERANCE).into()).await;
     assert_gone(&share, &too_late, "its time is up").await;
 }
@@ -202,10 +191,10 @@ async fn an_orphan_ends_at_its_time_although_the_sidecar_was_restarted() {
     options.timing = vec![("self_fence_after_ms", 8_000), ("node_down_after_ms", 10_000)];
     let mut cluster = Cluster::start(options).await.unwrap();
     let owner = Client::new(cluster.credentials());
-    let (session, share) = connect(&cluster, &owner, 0).await;
+    let (session, share) = cluster.connect(&owner, 0).await.unwrap();
     let kept_by_smbd = open_for(&share, "kept by smbd", TIMEOUT).await;
     let other = Client::new(cluster.credentials());
-    let (_other_session, other_share) = connect(&cluster, &other, 0).await;
+    let (_other_session, other_share) = cluster.connect(&other, 0).await.unwrap();
     session.drop_connection().await;
     let (lost_at, _) = disconnected(&cluster, 1, &kept_by_smbd).await;
 
@@ -213,7 +202,7 @@ async fn an_orphan_ends_at_its_time_although_the_sidecar_was_restarted() {
     cluster.start_sidecar(0).unwrap();
 
     tokio::time::sleep_until((lost_at + TIMEOUT + TOLERANCE).into()).await;
-    let (_session, share) = connect(&cluster, &owner, 0).await;
+    let (_session, share) = cluster.connect(&owner, 0).await.unwrap();
     assert_gone(&share, &kept_by_smbd, "its time is up").await;
     let alone = CreateRequest { share_access: ShareAccess::NONE, ..CreateRequest::new("kept by smbd") };
     other_share.create(alone).await.unwrap();
@@ -231,7 +220,7 @@ enum Loss {
 /// What is left of a client's files after its loss, which must not depend on how it was lost.
 async fn what_is_left(cluster: &mut Cluster, node: usize, survivor: usize, loss: Loss) -> Vec<String> {
     let owner = Client::new(cluster.credentials());
-    let (session, share) = connect(cluster, &owner, node).await;
+    let (session, share) = cluster.connect(&owner, node).await.unwrap();
     let name = |name: &str| format!("{name} after {loss:?}");
     let marked = share.create(CreateRequest::durable_v2_with_lease(name("marked"))).await.unwrap();
     let made_to_go = CreateRequest {
@@ -259,12 +248,12 @@ async fn what_is_left(cluster: &mut Cluster, node: usize, survivor: usize, loss:
     disconnected(cluster, survivor, &kept).await;
     // Whoever comes, whatever for, finds the files gone.
     let back = if loss == Loss::Clean { node } else { survivor };
-    let (session, share) = connect(cluster, &owner, back).await;
+    let (session, share) = cluster.connect(&owner, back).await.unwrap();
     for gone in [&marked, &made_to_go, &renamed] {
         assert_gone(&share, gone, &format!("{} after {loss:?}", gone.path())).await;
     }
-    assert_reclaimed(&share, &forgiven).await;
-    assert_reclaimed(&share, &kept).await;
+    reclaim(&share, &forgiven).await.unwrap();
+    reclaim(&share, &kept).await.unwrap();
     let directory = std::fs::read_dir(cluster.site().share_dir()).unwrap();
     let names = directory.map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let suffix = format!(" after {loss:?}");
@@ -291,7 +280,7 @@ async fn a_file_that_took_the_place_of_one_to_be_deleted_stays() {
     let Some(tools) = samba_or_skip() else { return };
     let mut cluster = cluster(tools).await;
     let owner = Client::new(cluster.credentials());
-    let (_session, share) = connect(&cluster, &owner, 0).await;
+    let (_session, share) = cluster.connect(&owner, 0).await.unwrap();
     let marked = share.create(CreateRequest::durable_v2_with_lease("marked")).await.unwrap();
     marked.set_delete_pending(true).await.unwrap();
     let marked_too = share.create(CreateRequest::durable_v2_with_lease("marked too")).await.unwrap();
@@ -302,7 +291,7 @@ async fn a_file_that_took_the_place_of_one_to_be_deleted_stays() {
     std::fs::write(directory.join("new"), b"precious").unwrap();
     std::fs::rename(directory.join("new"), directory.join("marked")).unwrap();
 
-    let (_session, share) = connect(&cluster, &owner, 1).await;
+    let (_session, share) = cluster.connect(&owner, 1).await.unwrap();
     assert_gone(&share, &marked, "closed with its node").await;
     assert_eq!(std::fs::read(directory.join("marked")).unwrap(), b"precious");
     assert!(!directory.join("marked too").exists(), "the other one is not deleted");
