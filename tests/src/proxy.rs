@@ -467,8 +467,7 @@ impl Pump {
 
     async fn client_to_server(&self, mut from_client: OwnedReadHalf, mut to_server: OwnedWriteHalf) {
         let mut buffer = vec![0; BUFFER_LEN];
-        loop {
-            let Ok(len @ 1..) = from_client.read(&mut buffer).await else { break };
+        while let Ok(len @ 1..) = from_client.read(&mut buffer).await {
             self.ask(|acted_on| Report::Sent { acted_on }).await;
             // When the server is gone its other direction ends, and that closes the client.
             if to_server.write_all(&buffer[..len]).await.is_err() {
