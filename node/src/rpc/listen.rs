@@ -74,7 +74,6 @@ pub fn incoming<L: Listener>(listener: L) -> impl Stream<Item = io::Result<Conne
 
 /// The connections that come to the port of a node: those of operators and of peers that speak gRPC, and the lanes of
 /// peers. Accepts them until nobody takes them any more. Called on a runtime.
-#[must_use]
 pub fn sorted(
     listener: TcpListener,
 ) -> (impl Stream<Item = io::Result<Connection<TcpStream>>>, mpsc::Receiver<TcpStream>) {
