@@ -8,10 +8,12 @@ use samba::records::{
     Holder, LeaseRecord, LockingRecord, NtTime, OpenGlobal, ShareModes, file_key, open_global_key,
 };
 use samba::tdb::Tdb;
-use samba::{Change, LibtdbError, Location, MaterialiseError, OpenImage, Orphan, PlaceError, StoreError};
+use samba::{
+    Change, Layout, LibtdbError, Location, MaterialiseError, OpenImage, Orphan, PlaceError, StoreError,
+};
 
 use crate::instance::{Samba, Smbd};
-use crate::testdata::{image_of, share_modes_of, shared_keys};
+use crate::testdata::{image_of, shared_keys, testdata, unhex};
 
 fn orphan(image: &OpenImage) -> Orphan<'_> {
     Orphan { image, disconnected_at: SystemTime::now() }
@@ -180,6 +182,16 @@ fn file_that_has_another_name_than_the_records_say_is_placed_under_that() {
             assert_eq!(smbd.databases().remove(id, file).unwrap(), Removed::Removed);
         }
     }
+}
+
+/// The share modes of the file of a situation in `testdata/`, as smbd has stored them.
+fn share_modes_of(layout: Layout, situation: &str) -> ShareModes {
+    let text = fs::read_to_string(testdata(layout).join(format!("{situation}.txt")))
+        .expect("the situation is there");
+    let records = text.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let mut of_file = records.filter(|words| words[0] == frame::Database::Locking.file_name());
+    let value = unhex(of_file.next().expect("it has an open")[2]);
+    LockingRecord::decode(layout, &value).unwrap().share_modes().expect("it has an open").clone()
 }
 
 #[test]

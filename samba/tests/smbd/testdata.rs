@@ -6,9 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use frame::{Database, RecordKey};
-use samba::records::{
-    BrlockEntry, LeaseRecord, LockingRecord, OpenGlobal, ShareModes, file_key, lease_record_key,
-};
+use samba::records::{BrlockEntry, LeaseRecord, LockingRecord, OpenGlobal, file_key, lease_record_key};
 use samba::{Capture, Layout, OpenImage};
 use statedb::FileKey;
 
@@ -73,16 +71,6 @@ pub(crate) fn image_of(layout: Layout, situation: &str, service_path: &Path, nam
     }
 }
 
-/// The share modes of the file of a situation in `testdata/`, as smbd has stored them.
-pub(crate) fn share_modes_of(layout: Layout, situation: &str) -> ShareModes {
-    let text = fs::read_to_string(testdata(layout).join(format!("{situation}.txt")))
-        .expect("the situation is there");
-    let records = text.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-    let mut of_file = records.filter(|words| words[0] == Database::Locking.file_name());
-    let value = unhex(of_file.next().expect("it has an open")[2]);
-    LockingRecord::decode(layout, &value).unwrap().share_modes().expect("it has an open").clone()
-}
-
 /// The keys of every record that an open has a part in, but for its own.
 pub(crate) fn shared_keys(image: &OpenImage) -> Vec<(Database, Vec<u8>)> {
     let file = file_key(image.file()).to_vec();
@@ -92,12 +80,14 @@ pub(crate) fn shared_keys(image: &OpenImage) -> Vec<(Database, Vec<u8>)> {
     keys
 }
 
-fn testdata(layout: Layout) -> PathBuf {
+/// The folder with the situations of a layout.
+pub(crate) fn testdata(layout: Layout) -> PathBuf {
     let directory = format!("v{}", layout.to_string().replace('.', "_"));
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("testdata").join(directory)
 }
 
-fn unhex(text: &str) -> Vec<u8> {
+/// Bytes from hexadecimal digits.
+pub(crate) fn unhex(text: &str) -> Vec<u8> {
     (0..text.len())
         .step_by(2)
         .map(|at| u8::from_str_radix(&text[at..at + 2], 16).expect("hexadecimal"))
