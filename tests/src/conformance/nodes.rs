@@ -106,7 +106,8 @@ impl Nodes {
             fence_after,
             hurting: Hurting {
                 cluster: Arc::new(Mutex::new(cluster)),
-                come_back: recipe.kills > 1,
+                // Nobody would notice the death of an unprotected one, and its control fails at the first return.
+                come_back: recipe.kills > 1 && servers == Servers::Protected,
                 revivals: Arc::default(),
                 cut_off_at: Arc::default(),
             },
