@@ -114,14 +114,23 @@ fn main() -> ExitCode {
 async fn measure(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let tools = arguments.samba.as_deref().map_or_else(SambaTools::find, SambaTools::in_root)?;
     let mut document = json!({ "smbd": tools.version() });
-    let mut lost = 0;
+    let mut all_is_well = true;
     for &contest in arguments.contests() {
         let mut figures = json!({ "name": contest.to_string() });
         match contest.tools(&tools) {
             Ok(tools) => {
                 println!("{contest}, smbd {}\n", tools.version().unwrap_or_default());
                 figures["smbd"] = json!(tools.version());
-                lost += measure_contest(arguments, contest, &tools, &mut figures).await?;
+                match measure_contest(arguments, contest, &tools, &mut figures).await {
+                    Ok(lost_here) => all_is_well &= lost_here == 0,
+                    // What the others do is worth knowing all the same.
+                    Err(error) => {
+                        let error = node::telemetry::chain(error.as_ref()).to_string();
+                        println!("{contest} is broken off: {error}\n");
+                        figures["broken_off"] = json!(error);
+                        all_is_well = false;
+                    }
+                }
             }
             Err(missing) => {
                 let missing = node::telemetry::chain(&missing).to_string();
@@ -136,7 +145,7 @@ async fn measure(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
             fs::write(path, format!("{document:#}\n"))?;
         }
     }
-    Ok(if lost == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if all_is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Measures one contest. Returns how many handles Holdfast has lost.
