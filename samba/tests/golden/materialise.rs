@@ -239,6 +239,22 @@ fn entries_of_others_are_left_alone() {
     }
 }
 
+/// A process that was refused a claim stores the open as nobody's, in a form that smbd gives back to nobody.
+#[test]
+fn what_a_refused_claim_has_stored_is_replaced() {
+    for layout in Layout::ALL {
+        let image = Situation::load(layout, "rwh_v2_locks").image();
+        let place = |local: Option<&OpenGlobal>| {
+            place_open_global(local, &image, NtTime(1), &image.cookie().stat, dead).unwrap()
+        };
+        let placed = stored(place(None));
+        let mut refused = placed.clone();
+        refused.backend_cookie.as_mut().unwrap().allow_reconnect = false;
+        assert_eq!(stored(place(Some(&refused))), placed);
+        assert_eq!(place(Some(&placed)), Edit::Keep);
+    }
+}
+
 #[test]
 fn record_that_is_being_changed_is_not_touched() {
     for layout in Layout::ALL {
