@@ -241,7 +241,8 @@ impl Latecomer {
         let files = self.opens.iter().map(|open| KnownFile {
             paths: vec![open.path.clone()],
             contents: vec![Vec::new()],
-            presence: Presence::Must,
+            // Its node may die while everybody stands still, and then it goes.
+            presence: if open.deletes { Presence::May } else { Presence::Must },
             history: open.history.clone(),
         });
         Known {
