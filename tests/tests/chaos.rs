@@ -39,7 +39,6 @@ async fn assert_no_promise_is_broken(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "an open is lost if its node dies between the rename of its file and the store that tells of it"]
 async fn no_promise_is_broken_over_three_deaths() {
     assert_no_promise_is_broken(|tools| ClusterOptions::with_samba(PROGRAM, tools), 2, 12, 150).await;
 }
