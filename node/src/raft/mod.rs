@@ -586,17 +586,17 @@ impl RaftNode {
         response.is_ok_and(|response| response.into_inner().is_settled)
     }
 
-    /// Waits until this node has applied everything that it can have served before a restart, and whatever
-    /// else was committed by then. For ever, if no leader is elected.
+    /// Waits until this node has applied everything that it can have served or acknowledged before a restart, and
+    /// whatever else was committed when this was called. For ever, if no leader is elected.
+    ///
+    /// It has an entry of its own committed for that: everything before it is in the leader's log by then. What a leader
+    /// says of its commit index would not do, because it may have been on its way since before the restart.
     pub async fn caught_up(&self) {
-        let mut metrics = self.metrics.clone();
         loop {
-            let known = committed_by_leader(&metrics.borrow_watched());
-            if let Some(index) = known {
-                return self.applied_through(index).await;
-            }
-            if metrics.changed().await.is_err() {
-                std::future::pending::<()>().await;
+            match self.propose(Command::ExpireOpens).await {
+                Ok((log_id, _)) => return self.applied_through(log_id.index).await,
+                Err(ProposeError::ShuttingDown) => std::future::pending::<()>().await,
+                Err(_) => tokio::time::sleep(FIND_LEADER_AFTER).await,
             }
         }
     }
@@ -712,16 +712,6 @@ async fn digest(
             return;
         }
     }
-}
-
-/// Up to where entries are known to be committed, if that is everything that ever was.
-///
-/// A leader knows that as soon as an entry of its own term is committed: whatever was before is in its log
-/// and committed with it. A commit index of an earlier term may be behind.
-fn committed_by_leader(metrics: &RaftMetrics<TypeConfig>) -> Option<u64> {
-    metrics.current_leader?;
-    let committed = metrics.cluster_committed?;
-    (committed.leader_id.term == metrics.current_term).then_some(committed.index)
 }
 
 /// Opens what is on disk.

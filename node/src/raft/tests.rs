@@ -262,6 +262,7 @@ async fn the_leader_dies_and_nothing_that_was_answered_is_lost() {
     let restarted = cluster.node(first);
     within(async || restarted.caught_up().await).await;
     assert!(registered(restarted, 21).is_some() && registered(restarted, 22).is_some());
+    cluster.register(first, 23).await;
     cluster.states_are_equal();
 }
 
@@ -345,6 +346,7 @@ async fn a_node_that_lost_its_disk_is_rebuilt_by_a_snapshot_and_votes_only_then(
     cluster.kill(lost).await;
     cluster.restart(lost).await;
     within(async || cluster.node(lost).caught_up().await).await;
+    cluster.register(lost, 54).await;
     cluster.states_are_equal();
 }
 
