@@ -1,8 +1,7 @@
 //! Lanes: connections between nodes for what is said thousands of times a second, entries and forwarded proposals.
 //!
-//! Everything else between nodes is gRPC, at the same port. A change of an open crosses the network ten times, and over
-//! HTTP/2 each time took several tasks that woke each other, and often more than one system call. On a lane it is one
-//! task at each end, and one write.
+//! Everything else between nodes is gRPC, at the same port. A change of an open crosses the network several times. On a
+//! lane each time is one write and wakes one task at each end; HTTP/2 has tasks of its own in between.
 //!
 //! ```text
 //!  caller ──► PREFACE, Hello                    by the first byte the listener tells a lane from gRPC
