@@ -276,7 +276,8 @@ impl Handle {
             return Ok(Err(format!("{}: {found:?} instead of {expected:?}", self.path)));
         }
         match &mut self.doubt {
-            Some(Doubt::Lock) => {
+            // A CLOSE gives up the locks before the open.
+            Some(Doubt::Lock | Doubt::Close) => {
                 match answer(self.open.lock(&[Self::unlock()]).await)? {
                     Ok(()) => {}
                     Err(err) if err.status() == Some(NtStatus::RANGE_NOT_LOCKED) => {}
@@ -293,7 +294,7 @@ impl Handle {
                 ask!("do not delete", self.open.set_delete_pending(false));
                 self.deletes = false;
             }
-            Some(Doubt::Close | Doubt::Contents(_)) | None => {}
+            Some(Doubt::Contents(_)) | None => {}
         }
         self.doubt = None;
         if self.locked && thorough {
