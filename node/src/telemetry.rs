@@ -9,6 +9,8 @@ use std::fmt;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 
+use crate::raft::SAID_OF_EACH_ATTEMPT;
+
 /// Writes log lines to standard error, as systemd and containers expect them. `filter` is of `tracing`'s form.
 ///
 /// # Errors
@@ -24,11 +26,6 @@ pub fn init(filter: &str) -> Result<(), ParseError> {
         .try_init();
     Ok(())
 }
-
-/// Where openraft says of each attempt to reach a peer that it has failed, several times a second. That a peer is reached or
-/// not is said once, by `raft::network`.
-const SAID_OF_EACH_ATTEMPT: &str = "openraft::core::heartbeat=error,openraft::replication=error,\
-    openraft::engine::handler::replication_handler=error";
 
 /// Understands a filter of `tracing`'s form: `info`, `node=debug`. What it does not name itself and is said too often is
 /// left out.

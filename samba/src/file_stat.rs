@@ -60,7 +60,7 @@ impl FileStat {
     /// Reads the metadata of the file of a durable open that was made at `opened_at`, and says where the file is: under
     /// `path`, or where it was moved to since.
     ///
-    /// It is looked for in its directory, and then in the rest of the share, among [`LOOKED_AT_MAX`] names.
+    /// It is looked for in its directory, and then in the rest of the share, among `LOOKED_AT_MAX` names.
     pub fn find(cookie: &DurableCookie, path: &str, opened_at: NtTime) -> Result<(String, Self), StatError> {
         match Self::read(cookie, path) {
             Ok(stat) => Ok((path.to_owned(), stat)),
