@@ -230,10 +230,7 @@ fn add_others(seeds: &mut Seeds) {
     let proposed = storage::ProposedCommand { proposed_at_ms: 1000, command: Some(command.clone()) };
     let payload = storage::LogEntry { payload: Some(storage::log_entry::Payload::Command(proposed)) };
     let entries = vec![raft::Entry { log_id, payload: payload.encode_to_vec() }];
-    seeds.add(
-        "sample",
-        &raft::AppendRequest { vote, prev_log_id: log_id, entries, leader_commit: log_id },
-    );
+    seeds.add("sample", &raft::AppendRequest { vote, prev_log_id: log_id, entries, leader_commit: log_id });
     seeds.add("sample", &raft::Hello { envelope, lane: raft::Lane::Entries.into() });
     seeds.add("sample", &raft::HelloAnswer { refused_because: Some("a stranger".to_owned()) });
     let appended = raft::append_response::Result::Appended(raft::Appended { upto: log_id });
