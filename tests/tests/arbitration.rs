@@ -176,10 +176,20 @@ async fn death_of(dead: Owner, operator: &mut Notices) {
     heard(operator, is_dead).await;
 }
 
-/// All opens, as the leader knows them: it has applied whatever was answered.
+/// All opens, as the leader knows them: it has applied whatever was answered. Who is asked for it may not have heard yet that
+/// the last one is dead.
 async fn opens(cluster: &Cluster, ask: usize) -> Vec<Open> {
-    let leader = cluster.status(ask).await.unwrap().leader.expect("the cluster has a leader");
-    cluster.opens(usize::try_from(leader).unwrap() - 1).await.unwrap()
+    let found = async {
+        loop {
+            if let Some(leader) = cluster.status(ask).await.unwrap().leader
+                && let Ok(opens) = cluster.opens(usize::try_from(leader).unwrap() - 1).await
+            {
+                return opens;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    within("the opens as the leader knows them", found).await
 }
 
 async fn opens_of(cluster: &Cluster, file: FileKey) -> Vec<Open> {
