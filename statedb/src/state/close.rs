@@ -28,7 +28,9 @@ impl State {
     ) {
         let Some(open) = self.remove_open(id) else { return };
         if let Some(reason) = reason {
-            self.tell(open.holder(), EventKind::OpenClosed { open: id, reason });
+            // One that is going down in this very command hears nothing any more.
+            let holder = open.holder().filter(|holder| self.is_up(*holder));
+            self.tell(holder, EventKind::OpenClosed { open: id, reason });
         }
         let target = break_target(&open);
         if self.opens_of(target).next().is_none() {

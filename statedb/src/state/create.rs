@@ -197,6 +197,7 @@ impl State {
         if let Some(answered_before) = self.replay(owner, create)? {
             return Ok(answered_before);
         }
+        self.check_id_is_free(id)?;
         match self.open_or_break(owner, id, create)? {
             Outcome::BreakPending => {
                 let awaited = Awaited::Create { durable_file_id: id, create: Box::new(create.clone()) };
@@ -204,6 +205,14 @@ impl State {
             }
             decided => Ok(decided),
         }
+    }
+
+    /// Refuses an id that an open has, or that the open of a CREATE which waits will have.
+    pub(super) fn check_id_is_free(&self, id: DurableFileId) -> Result<(), Rejection> {
+        if self.opens.get(id).is_some() || self.waiting.has_id(id) {
+            return Err(Rejection::DurableFileIdInUse(id));
+        }
+        Ok(())
     }
 
     /// An id that no open ever had: each entry of the log chooses one at most, and those that SMB servers choose for
@@ -222,9 +231,6 @@ impl State {
     ) -> Result<Outcome, Rejection> {
         // Where the CREATE has waited, another node can have begun to serve the share.
         self.check_serving_node(owner, &create.share.name)?;
-        if self.opens.get(id).is_some() {
-            return Err(Rejection::DurableFileIdInUse(id));
-        }
         if self.deletes.contains_key(&create.file) {
             return Err(Rejection::DeletePending(create.file));
         }

@@ -222,7 +222,7 @@ pub enum OpenState {
 pub struct Open {
     /// What the SMB server reported last.
     pub description: OpenDescription,
-    /// Who decided that it may be beside the others on its file.
+    /// Who decided that it may be beside the others on its file: the kind of the SMB server that had it last.
     pub arbiter: Arbiter,
     /// Who holds it.
     pub state: OpenState,
@@ -287,9 +287,7 @@ impl State {
         description: &OpenDescription,
     ) -> Result<Outcome, Rejection> {
         let id = description.durable_file_id;
-        if self.opens.get(id).is_some() {
-            return Err(Rejection::DurableFileIdInUse(id));
-        }
+        self.check_id_is_free(id)?;
         self.check_serving_node(owner, &description.share)?;
         self.check_bounds(description)?;
         self.check_room()?;

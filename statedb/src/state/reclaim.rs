@@ -36,6 +36,11 @@ impl State {
             return Err(Rejection::NotOwner { open: id, holder: Some(keeper) });
         }
         self.check_serving_node(owner, &open.description.share)?;
+        // From here on it is decided by who has it: another kind of server may have kept it before.
+        let arbiter = self.arbiter_of(owner);
+        if open.arbiter != arbiter {
+            self.put_open(Open { arbiter, ..open.clone() });
+        }
         self.client_is_back(id, owner, None);
         Ok(Outcome::Reclaimed)
     }

@@ -51,6 +51,14 @@ impl WaitingRequest {
         Some((create.client.client_guid, request.create_guid))
     }
 
+    /// The id that the open of a CREATE will have.
+    fn durable_file_id(&self) -> Option<DurableFileId> {
+        match &self.awaited {
+            Awaited::Create { durable_file_id, .. } => Some(*durable_file_id),
+            Awaited::Operation { .. } => None,
+        }
+    }
+
     /// The session in which a CREATE came. What waits to be done through an open ends with the open.
     pub(super) fn session(&self) -> Option<SessionId> {
         match &self.awaited {
@@ -67,6 +75,7 @@ pub(super) struct WaitingTable {
     by_file: BTreeSet<(FileKey, u64)>,
     by_request: BTreeMap<(Owner, u64), u64>,
     by_replay_key: BTreeSet<(ClientGuid, CreateGuid, u64)>,
+    by_durable_file_id: BTreeSet<(DurableFileId, u64)>,
 }
 
 impl WaitingTable {
@@ -103,12 +112,18 @@ impl WaitingTable {
         self.by_replay_key.range(range).next().is_some()
     }
 
+    /// Whether a CREATE waits whose open will have this id.
+    pub(super) fn has_id(&self, id: DurableFileId) -> bool {
+        self.by_durable_file_id.range((id, u64::MIN)..=(id, u64::MAX)).next().is_some()
+    }
+
     pub(super) fn insert(&mut self, waiting: WaitingRequest) -> Option<WaitingRequest> {
         let index = waiting.index;
         let before = self.remove(index);
         self.by_file.insert((waiting.file, index));
         self.by_request.insert((waiting.owner, waiting.sequence), index);
         self.by_replay_key.extend(waiting.replay_key().map(|(client, guid)| (client, guid, index)));
+        self.by_durable_file_id.extend(waiting.durable_file_id().map(|id| (id, index)));
         self.by_index.insert(index, waiting);
         before
     }
@@ -119,6 +134,9 @@ impl WaitingTable {
         self.by_request.remove(&(waiting.owner, waiting.sequence));
         if let Some((client, guid)) = waiting.replay_key() {
             self.by_replay_key.remove(&(client, guid, index));
+        }
+        if let Some(id) = waiting.durable_file_id() {
+            self.by_durable_file_id.remove(&(id, index));
         }
         Some(waiting)
     }
