@@ -198,41 +198,37 @@ impl Latecomer {
         };
         let durability =
             Durability::RequestV2 { create_guid: CreateGuid::random(), timeout: TIMEOUT, persistent: false };
-        let opened = answer(arrival.tree.create(CreateRequest { durability, ..request }).await);
         let (id, mut history) = world.oracle.register();
-        let unknown = |history| KnownFile {
+        // Known before it is asked for: this may be dropped wherever it waits for an answer.
+        self.files.push(KnownFile {
             paths: vec![path.clone()],
             contents: Vec::new(),
             presence: Presence::May,
-            history,
-        };
+            history: history.clone(),
+        });
+        let opened = answer(arrival.tree.create(CreateRequest { durability, ..request }).await);
+        let node = arrival.node;
         let open = match opened {
             Ok(Ok(open)) => open,
             Ok(Err(err)) => {
-                let what = format!("node {}: {path}: {err}", arrival.node);
+                let what = format!("node {node}: {path}: {err}");
                 world.oracle.violation(Breach::Unavailable, what, None);
-                self.files.push(unknown(history));
                 return Ok(());
             }
-            Err(interrupted) => {
-                self.files.push(unknown(history));
-                return Err(interrupted);
-            }
+            Err(interrupted) => return Err(interrupted),
         };
         world.oracle.count(|account| account.acknowledged += 1);
-        history.note(format!("{path} granted by node {}", arrival.node));
+        history.note(format!("{path} granted by node {node}"));
         let deletes = self.names_used.is_multiple_of(OPENS as u64);
         if deletes {
             match answer(open.set_delete_pending(true).await) {
                 Ok(Ok(())) => history.note("to be deleted"),
                 // Nobody knows, and it is not worth to find out.
-                Ok(Err(_)) | Err(Interrupted) => {
-                    self.files.push(unknown(history));
-                    return Err(Interrupted);
-                }
+                Ok(Err(_)) | Err(Interrupted) => return Err(Interrupted),
             }
         }
-        let (node, confirmed) = (arrival.node, Instant::now());
+        self.files.pop();
+        let confirmed = Instant::now();
         self.opens.push(Abandoned { open, id, path, history, deletes, node, confirmed });
         Ok(())
     }
