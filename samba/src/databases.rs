@@ -23,6 +23,7 @@ use thiserror::Error;
 
 use crate::ctdb::store::ClusterStore;
 use crate::file_stat::{FileStat, StatError};
+use crate::moved_files::MovedFiles;
 use crate::image::OpenImage;
 use crate::materialise::{self, Edit, LocksInTheWay, MaterialiseError, Present, Removed, Traces};
 pub use crate::record_store::StoreError;
@@ -153,6 +154,7 @@ impl LocalDatabases {
     /// fails leaves nothing behind. Once the cluster's databases cannot be used the rest are not tried.
     pub fn materialise(&mut self, orphans: &[Orphan<'_>]) -> Vec<Result<(), PlaceError>> {
         let mut results = Vec::with_capacity(orphans.len());
+        let mut moved = MovedFiles::among(orphans.iter().map(|orphan| orphan.image));
         'all: for orphans in orphans.chunks(GATHERED_AT_ONCE) {
             let records: Vec<_> = orphans.iter().flat_map(|orphan| records_of(orphan.image)).collect();
             if let Err(error) = self.store.gather(&records) {
@@ -160,7 +162,7 @@ impl LocalDatabases {
                 break;
             }
             for orphan in orphans {
-                let result = self.place(orphan);
+                let result = self.place(orphan, &mut moved);
                 let is_cut_off =
                     matches!(&result, Err(PlaceError::Store(error)) if !error.is_about_one_record());
                 results.push(result);
@@ -176,12 +178,13 @@ impl LocalDatabases {
         results
     }
 
-    fn place(&mut self, orphan: &Orphan<'_>) -> Result<(), PlaceError> {
+    fn place(&mut self, orphan: &Orphan<'_>, moved: &mut MovedFiles) -> Result<(), PlaceError> {
         // Who has died stays dead. Who lived may have died since.
         self.alive.retain(|_, alive| !*alive);
         let (layout, id) = (self.layout, orphan.image.durable_file_id());
         let disconnected_at = NtTime::from(orphan.disconnected_at);
-        let (image, stat) = self.find_file(orphan.image).map_err(|source| PlaceError::File { id, source })?;
+        let (image, stat) =
+            self.find_file(orphan.image, moved).map_err(|source| PlaceError::File { id, source })?;
         let (image, known_as) = (image.as_ref(), orphan.image.path());
         let stat = stat.to_cookie(layout, &image.cookie().stat);
         let place_own = |local: Option<&OpenGlobal>, is_alive: IsAlive<'_>| {
@@ -214,9 +217,13 @@ impl LocalDatabases {
     }
 
     /// The metadata of an orphan's file, and the orphan under the name that the file has now.
-    fn find_file<'a>(&self, image: &'a OpenImage) -> Result<(Cow<'a, OpenImage>, FileStat), StatError> {
+    fn find_file<'a>(
+        &self,
+        image: &'a OpenImage,
+        moved: &mut MovedFiles,
+    ) -> Result<(Cow<'a, OpenImage>, FileStat), StatError> {
         let cookie = image.cookie();
-        let (path, stat) = FileStat::find(cookie, image.path(), image.open_global().open_time)?;
+        let (path, stat) = FileStat::find(cookie, image.path(), image.open_global().open_time, moved)?;
         if path == image.path() {
             return Ok((Cow::Borrowed(image), stat));
         }

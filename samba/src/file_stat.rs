@@ -8,28 +8,23 @@
 //!
 //! smbd renames a file first and stores its new name then. If its node dies in between, all records say a name that the
 //! file does not have any more. So a file that is not under its name is looked for by its inode
-//! ([`FileStat::find`]). In doubt it is not found: a handle to another file is worse than none.
+//! ([`MovedFiles`]). In doubt it is not found: a handle to another file is worse than none.
 
-use std::collections::VecDeque;
-use std::fs;
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{DirEntryExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use statedb::FileKey;
 use thiserror::Error;
 
+use crate::moved_files::MovedFiles;
 use crate::records::{CookieStat, DurableCookie, NtTime, UnixNanos};
 use crate::version::Layout;
 
 /// A file that the open itself has made may be younger than the open by as much as a CREATE takes. One that is younger
 /// than that has got the inode of one that was deleted.
 pub const MADE_BY_THE_OPEN_WITHIN: Duration = Duration::from_secs(1);
-
-/// How many names of a share are looked at to find one file. That takes some ten milliseconds on a local disk, while
-/// clients wait at the gate, and it may be files of many opens that are not to be found.
-const LOOKED_AT_MAX: usize = 10_000;
 
 /// The metadata of a file at one moment.
 #[derive(Clone, Debug)]
@@ -59,42 +54,20 @@ impl FileStat {
 
     /// Reads the metadata of the file of a durable open that was made at `opened_at`, and says where the file is: under
     /// `path`, or where it was moved to since.
-    ///
-    /// It is looked for in its directory, and then in the rest of the share, among `LOOKED_AT_MAX` names.
-    pub fn find(cookie: &DurableCookie, path: &str, opened_at: NtTime) -> Result<(String, Self), StatError> {
-        match Self::read(cookie, path) {
-            Ok(stat) => Ok((path.to_owned(), stat)),
-            Err(error) if error.is_about_the_name() => Self::search(cookie, path, opened_at).ok_or(error),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Looks for a file that is not under `path`.
-    fn search(cookie: &DurableCookie, path: &str, opened_at: NtTime) -> Option<(String, Self)> {
-        let share = Path::new(&cookie.service_path);
-        let old_directory = Path::new(path).parent().unwrap_or(Path::new(""));
-        let mut directories = VecDeque::from([old_directory.to_owned()]);
-        if old_directory != Path::new("") {
-            directories.push_back(PathBuf::new());
-        }
-        let mut left = LOOKED_AT_MAX;
-        while let Some(directory) = directories.pop_front() {
-            // One that cannot be read, or is gone, has nothing to tell.
-            for entry in fs::read_dir(share.join(&directory)).into_iter().flatten().flatten() {
-                left = left.checked_sub(1)?;
-                let path = directory.join(entry.file_name());
-                if entry.file_type().is_ok_and(|of| of.is_dir()) && path != old_directory {
-                    directories.push_back(path);
-                } else if entry.ino() == cookie.file.inode
-                    && let Some(path) = path.to_str()
-                    && let Ok(stat) = Self::read(cookie, path)
-                    && !stat.may_be_younger_than(opened_at)
-                {
-                    return Some((path.to_owned(), stat));
-                }
-            }
-        }
-        None
+    pub(crate) fn find(
+        cookie: &DurableCookie,
+        path: &str,
+        opened_at: NtTime,
+        moved: &mut MovedFiles,
+    ) -> Result<(String, Self), StatError> {
+        let error = match Self::read(cookie, path) {
+            Ok(stat) => return Ok((path.to_owned(), stat)),
+            Err(error) if error.is_about_the_name() => error,
+            Err(error) => return Err(error),
+        };
+        let names = moved.names_of(&cookie.service_path, cookie.file.inode).iter();
+        let mut found = names.filter_map(|name| Some((name.clone(), Self::read(cookie, name).ok()?)));
+        found.find(|(_, stat)| !stat.may_be_younger_than(opened_at)).ok_or(error)
     }
 
     /// Whether the file may have been made after an open that was made at `opened_at`.

@@ -31,6 +31,7 @@ pub mod file_stat;
 pub mod identity;
 pub mod image;
 pub mod materialise;
+mod moved_files;
 pub mod preload;
 mod process;
 mod record_store;

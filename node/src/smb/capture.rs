@@ -764,15 +764,21 @@ impl Capture {
     }
 
     /// The orphans of a file that wait here, which nobody owns and this node serves.
+    ///
+    /// One that a client has come back for is an open of this node from the answer to its claim on; on a follower the state
+    /// shows that later.
     fn orphans_behind(&self, key: &[u8]) -> Vec<OpenDescription> {
         let Some(file) = keys::file_of(key) else { return Vec::new() };
         let here = Some(ServingNode { owner: self.proposer.owner() });
-        self.raft.read(|state| {
+        let mut orphans: Vec<OpenDescription> = self.raft.read(|state| {
             let orphans = state.opens_of_file(file).filter(|open| {
                 open.holder().is_none() && state.serving_node(&open.description.share) == here
             });
             orphans.map(|open| open.description.clone()).collect()
-        })
+        });
+        let opens = self.opens();
+        orphans.retain(|orphan| opens.get(orphan.durable_file_id).is_none());
+        orphans
     }
 
     /// This node's own opens that share a record.

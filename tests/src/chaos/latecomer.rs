@@ -56,6 +56,9 @@ struct Abandoned {
     history: History,
     /// The file is to be deleted when it is closed, by whomever.
     deletes: bool,
+    /// Its client has left a living node. Samba 4.17 closes the open then and does not find the file that it is to delete,
+    /// with Holdfast as without.
+    was_left: bool,
     node: usize,
     confirmed: Instant,
 }
@@ -77,9 +80,7 @@ impl Latecomer {
                 loop {
                     match world.phase() {
                         Phase::End => return Ok(()),
-                        Phase::Still => world.seat(number, |seat| {
-                            seat.still.get_or_insert_with(|| self.known());
-                        }),
+                        Phase::Still => world.stand_still(number, || self.known()),
                         Phase::Work if self.opens.len() < OPENS => self.open(&world, &arrival).await?,
                         Phase::Work if self.traveller.rng.random_ratio(1, 150) => {
                             left = true;
@@ -97,6 +98,7 @@ impl Latecomer {
             if world.stay(number, &arrival, visit).await {
                 return;
             }
+            self.opens.iter_mut().for_each(|open| open.was_left |= left);
             too_late = self.traveller.rng.random();
             self.stay_away(&world, too_late, left).await;
         }
@@ -179,10 +181,15 @@ impl Latecomer {
                 world.oracle.count(|account| account.expiries += 1);
             }
             let abandoned = self.opens.pop().expect("it was there");
+            let presence = match there {
+                true => Presence::Must,
+                false if abandoned.was_left => Presence::May,
+                false => Presence::MustNot,
+            };
             self.files.push(KnownFile {
                 paths: vec![abandoned.path],
                 contents: vec![Vec::new()],
-                presence: if there { Presence::Must } else { Presence::MustNot },
+                presence,
                 history: abandoned.history,
             });
         }
@@ -229,7 +236,7 @@ impl Latecomer {
         }
         self.files.pop();
         let confirmed = Instant::now();
-        self.opens.push(Abandoned { open, id, path, history, deletes, node, confirmed });
+        self.opens.push(Abandoned { open, id, path, history, deletes, was_left: false, node, confirmed });
         Ok(())
     }
 

@@ -138,11 +138,7 @@ impl Rival {
         loop {
             match world.phase() {
                 Phase::End => return Ok(()),
-                Phase::Still => {
-                    world.seat(self.traveller.number, |seat| {
-                        seat.still.get_or_insert_with(|| self.known(world));
-                    });
-                }
+                Phase::Still => world.stand_still(self.traveller.number, || self.known(world)),
                 Phase::Work => match &self.own {
                     None => self.ask(world, arrival).await?,
                     Some(_) if self.traveller.rng.random_ratio(1, 6) => self.close(world).await?,

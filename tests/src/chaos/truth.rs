@@ -151,11 +151,7 @@ impl Reader {
         loop {
             match world.phase() {
                 Phase::End => return Ok(()),
-                Phase::Still => {
-                    world.seat(self.traveller.number, |seat| {
-                        seat.still.get_or_insert_with(|| self.known(world));
-                    });
-                }
+                Phase::Still => world.stand_still(self.traveller.number, || self.known(world)),
                 Phase::Work if self.own.is_none() => self.open(world, arrival).await?,
                 Phase::Work => {}
             }
@@ -247,9 +243,7 @@ impl Writer {
                 loop {
                     match world.phase() {
                         Phase::End => return Ok(()),
-                        Phase::Still => world.seat(number, |seat| {
-                            seat.still.get_or_insert_default();
-                        }),
+                        Phase::Still => world.stand_still(number, Known::default),
                         Phase::Work if self.traveller.rng.random_ratio(1, 250) => {
                             self.intrude(&world, &arrival).await?;
                         }

@@ -87,7 +87,7 @@ impl Worker {
                     }
                     let mut known = Known::default();
                     self.applications.iter().for_each(|app| app.tell(&mut known));
-                    world.seat(number, |seat| seat.still = Some(known));
+                    world.stand_still(number, || known);
                     world.phase_after(Phase::Still).await;
                     self.applications.iter_mut().for_each(Application::forget_the_deleted);
                 }

@@ -124,10 +124,22 @@ impl World {
     }
 
     pub(super) fn set_phase(&self, phase: Phase) {
-        if phase == Phase::Work {
-            self.seats(|seats| seats.iter_mut().for_each(|seat| seat.still = None));
-        }
-        self.phase.send_replace(phase);
+        // Together, so that nobody leaves what he knew in the last phase for the next one.
+        self.seats(|seats| {
+            self.phase.send_replace(phase);
+            if phase == Phase::Work {
+                seats.iter_mut().for_each(|seat| seat.still = None);
+            }
+        });
+    }
+
+    /// Tells what a client knows now that it stands still, unless it has told already or nobody stands still any more.
+    pub(super) fn stand_still(&self, client: usize, known: impl FnOnce() -> Known) {
+        self.seat(client, |seat| {
+            if self.phase() == Phase::Still {
+                seat.still.get_or_insert_with(known);
+            }
+        });
     }
 
     /// Waits until the phase is another one.
