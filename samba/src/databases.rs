@@ -23,9 +23,9 @@ use thiserror::Error;
 
 use crate::ctdb::store::ClusterStore;
 use crate::file_stat::{FileStat, StatError};
-use crate::moved_files::MovedFiles;
 use crate::image::OpenImage;
 use crate::materialise::{self, Edit, LocksInTheWay, MaterialiseError, Present, Removed, Traces};
+use crate::moved_files::MovedFiles;
 pub use crate::record_store::StoreError;
 use crate::record_store::{PlainStore, RecordStore, Table};
 use crate::records::{

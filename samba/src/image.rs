@@ -37,8 +37,8 @@ use statedb::{
 use thiserror::Error;
 
 use crate::records::{
-    BrlockEntry, DurableCookie, Holder, LeaseRecord, LockingRecord, NtTime, OpenGlobal, RecordError,
-    ShareModeData, ShareModeEntry, ShareModes, file_key, lease_record_key,
+    BrlockEntry, DeleteTokens, DurableCookie, Holder, LeaseRecord, LockingRecord, NtTime, OpenGlobal,
+    RecordError, ShareModeData, ShareModeEntry, ShareModes, file_key, lease_record_key,
 };
 use crate::version::Layout;
 
@@ -192,6 +192,28 @@ impl OpenImage {
         // A lease that was broken to nothing is not in the entry any more.
         let lease = if entry.lease().is_some() { self.lease.clone() } else { None };
         self.replace(Self { entry, data: data.clone(), lease, ..self.clone() })
+    }
+
+    /// Keeps the open to the name under which it has been `known_as` so far, if what the share modes say is of another name.
+    /// `name_hash` is smbd's hash of a path below another.
+    ///
+    /// A file that has two names has one record, with the name by which it was opened first. And so, for a moment, has a
+    /// new file with the one whose inode it has got: smbd unlinks a file before it takes its open from the share modes,
+    /// and leaves its name, its marks and its times there.
+    pub fn keep_to_name(&mut self, known_as: &str, name_hash: impl Fn(&str, &str) -> u32) {
+        let (data, service_path) = (&self.data, &self.cookie().service_path);
+        let is_own = |name: &str| name == known_as || name_hash(service_path, name) == self.entry.name_hash;
+        if data.stream_name.is_some() || data.base_name.as_deref().is_none_or(is_own) {
+            return;
+        }
+        let is_marked = data.delete_tokens.marks.iter().any(|mark| mark.name_hash == self.entry.name_hash);
+        self.data = ShareModeData {
+            base_name: Some(known_as.to_owned()),
+            delete_tokens: if is_marked { data.delete_tokens.clone() } else { DeleteTokens::default() },
+            old_write_time: NtTime::from(self.cookie().stat.mtime),
+            changed_write_time: NtTime::default(),
+            ..data.clone()
+        };
     }
 
     /// Whether the open has given up its oplock or lease since `before`, nothing else has happened to it, and nobody else has

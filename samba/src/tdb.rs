@@ -17,6 +17,7 @@
 #![expect(unsafe_code, reason = "libtdb is a C library")]
 
 use std::ffi::{CString, c_char, c_int, c_uchar, c_uint, c_void};
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -123,6 +124,12 @@ impl Libtdb {
 /// libtdb, loaded.
 #[derive(Clone, Copy)]
 pub struct Tdb(&'static Libtdb);
+
+impl fmt::Debug for Tdb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Tdb")
+    }
+}
 
 impl Tdb {
     /// Loads libtdb, once per process.

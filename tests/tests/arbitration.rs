@@ -62,8 +62,8 @@ impl Site {
         let mut options = ClusterOptions::without_samba(PROGRAM).patient();
         for (name, milliseconds) in &mut options.timing {
             match *name {
-                "self_fence_after_ms" => *milliseconds = 6_000,
-                "node_down_after_ms" => *milliseconds = 7_000,
+                "self_fence_after_ms" => *milliseconds = 20_000,
+                "node_down_after_ms" => *milliseconds = 22_000,
                 _ => {}
             }
         }

@@ -463,7 +463,11 @@ impl Capture {
         let mut records = BTreeMap::new();
         for _ in 0..NEEDS_MAX {
             match OpenImage::capture(self.settings.layout, value, &records)? {
-                Captured::Complete(image) => return Ok(*image),
+                Captured::Complete(mut image) => {
+                    let opened_as = image.cookie().base_name.clone();
+                    image.keep_to_name(&opened_as, |share, path| self.settings.libtdb.name_hash(share, path));
+                    return Ok(*image);
+                }
                 Captured::Need(keys) => {
                     let fetched = connection.fetch(keys).await?.ok_or(Refused::GivenUp)?;
                     records.extend(fetched.into_iter().map(|record| {
@@ -681,7 +685,7 @@ impl Capture {
             let before = OpenImage::decode_for(self.settings.layout, &local.description.image)?;
             let mut image = before.clone();
             let change = match database {
-                Database::Locking => image.update_locking(value)?,
+                Database::Locking => self.update_locking(&mut image, value)?,
                 Database::Brlock => image.update_brlock(value)?,
                 Database::Leases => image.update_lease(key, value)?,
                 Database::OpenGlobal | Database::TconGlobal => Changed::Same,
@@ -724,6 +728,14 @@ impl Capture {
             }
         }
         Ok(effects)
+    }
+
+    /// Brings an image up to date with new share modes of its file.
+    fn update_locking(&self, image: &mut OpenImage, value: Option<&[u8]>) -> Result<Changed, ImageError> {
+        let known_as = image.path().to_owned();
+        let changed = image.update_locking(value)?;
+        image.keep_to_name(&known_as, |share, path| self.settings.libtdb.name_hash(share, path));
+        Ok(changed)
     }
 
     /// Reports what opens are now, and by which images the cluster knows them. If another node was faster, this one knows

@@ -15,7 +15,6 @@ use std::time::{Duration, SystemTime};
 use samba::databases::{LocalDatabases, Orphan, PlaceError};
 use samba::file_stat::StatError;
 use samba::records::{Holder, OpenGlobal};
-use samba::tdb::Tdb;
 use samba::{MaterialiseError, OpenImage};
 use statedb::{
     Arbiter, DeletePending, DeleteState, DurableFileId, FileKey, NodeState, OpenDescription, OpenState,
@@ -150,7 +149,6 @@ pub struct Reconciler {
     lease: Arc<ServiceLease>,
     left_behind: Arc<LeftBehind>,
     settings: Arc<Settings>,
-    libtdb: Arc<Tdb>,
     progress: watch::Sender<Progress>,
     reports: Reports,
     found: watch::Sender<Option<Found>>,
@@ -187,7 +185,6 @@ impl Reconciler {
         lease: Arc<ServiceLease>,
         left_behind: Arc<LeftBehind>,
         settings: Arc<Settings>,
-        libtdb: Tdb,
         reports: Reports,
     ) -> Self {
         Self {
@@ -196,7 +193,6 @@ impl Reconciler {
             lease,
             left_behind,
             settings,
-            libtdb: Arc::new(libtdb),
             progress: watch::Sender::default(),
             reports,
             found: watch::Sender::default(),
@@ -564,16 +560,20 @@ impl Reconciler {
         &self,
         work: impl FnOnce(&mut LocalDatabases) -> R + Send + 'static,
     ) -> Option<R> {
-        let (libtdb, settings) = (Arc::clone(&self.libtdb), Arc::clone(&self.settings));
+        let settings = Arc::clone(&self.settings);
         let raft = Arc::clone(&self.raft);
         let work = move || {
             // Open only as long as it takes: a handle that is kept would keep the databases of an smbd that has
             // ended from being emptied by its successor.
-            LocalDatabases::open(&libtdb, &settings.location(), settings.layout, RECORD_LOCKED_AT_MOST).map(
-                |databases| {
-                    work(&mut databases.knowing(move |id| raft.read(|state| state.open(id).is_some())))
-                },
+            LocalDatabases::open(
+                &settings.libtdb,
+                &settings.location(),
+                settings.layout,
+                RECORD_LOCKED_AT_MOST,
             )
+            .map(|databases| {
+                work(&mut databases.knowing(move |id| raft.read(|state| state.open(id).is_some())))
+            })
         };
         match tokio::task::spawn_blocking(work).await {
             Ok(Ok(result)) => Some(result),

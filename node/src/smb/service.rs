@@ -122,6 +122,8 @@ pub struct Settings {
     pub samba: samba::config::SambaConfig,
     /// Shares that are left alone, `IPC$` among them.
     pub unprotected: BTreeSet<ShareName>,
+    /// The library that keeps its records.
+    pub libtdb: Tdb,
 }
 
 impl Settings {
@@ -135,7 +137,7 @@ impl Settings {
         let samba = samba::config::SambaConfig::read(&config.testparm, &config.smb_conf, is_protected)?;
         let is_clustered = samba.clustering.is_some();
         info!(%version, ?layout, is_clustered, lock_directory = %samba.lock_directory.display(), "smbd is one that is known");
-        Ok(Self { layout, samba, unprotected })
+        Ok(Self { layout, samba, unprotected, libtdb: Tdb::load()? })
     }
 
     /// Whether this smbd is one of a CTDB cluster, and has its records in common with the others.
@@ -233,7 +235,6 @@ impl SmbService {
             Arc::clone(&lease),
             Arc::clone(&left_behind),
             Arc::clone(&settings),
-            Tdb::load()?,
             Reports { contradicted, deleted, catch_up },
         );
         let (reconciled, found) = (reconciler.reconciled(), reconciler.found());

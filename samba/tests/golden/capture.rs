@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use frame::{Database, RecordKey};
 use samba::image::ImageError;
 use samba::records::{
-    BrlockEntry, Holder, LeaseRecord, LockingRecord, NtTime, OpenGlobal, ServerId, file_key,
+    BrlockEntry, DeleteMark, Holder, LeaseRecord, LockingRecord, NtTime, OpenGlobal, ServerId, file_key,
 };
 use samba::{Capture, Change, Layout, OpenImage};
 use statedb::{
@@ -450,4 +450,64 @@ fn newest_samba_says_what_became_of_the_file_and_how_it_was_opened() {
 fn pairs_of_layouts() -> impl Iterator<Item = (Layout, Layout)> {
     let pairs = Layout::ALL.into_iter().flat_map(|from| Layout::ALL.map(|to| (from, to)));
     pairs.filter(|(from, to)| from != to)
+}
+
+/// smbd takes an open from the share modes after it has unlinked the file. A file that gets the inode in between finds the
+/// record of the deleted one, with its name, its mark and its times, and smbd leaves them there.
+#[test]
+fn image_of_a_file_that_has_got_an_inode_says_nothing_of_the_one_that_had_it() {
+    const OF_DELETED: u32 = 0xDEAD;
+    const OF_RENAMED: u32 = 0xBEEF;
+    for layout in Layout::ALL {
+        let situation = Situation::load(layout, "rwh_v2_locks");
+        let before = situation.image();
+        let (path, own_hash) = (before.path(), before.entry().name_hash);
+        let name_hash = |service_path: &str, name: &str| {
+            assert_eq!(service_path, before.cookie().service_path);
+            match name {
+                "deleted" => OF_DELETED,
+                "renamed" => OF_RENAMED,
+                _ => own_hash,
+            }
+        };
+        let mut record = LockingRecord::decode(layout, situation.value(Database::Locking)).unwrap();
+        let modes = record.lock.as_mut().unwrap().share_modes.as_mut().unwrap();
+        let data = modes.data.as_mut().unwrap();
+        data.base_name = Some("deleted".to_owned());
+        data.delete_tokens.marks.push(DeleteMark {
+            name_hash: OF_DELETED,
+            parent_lease_key: LeaseKey([0; 16]),
+            open_persistent_id: DurableFileId(0),
+            has_nt_token: false,
+            has_unix_token: false,
+        });
+        if layout != Layout::V4_25 {
+            data.changed_write_time = NtTime(5);
+        }
+
+        let mut image = before.clone();
+        assert_eq!(image.update_locking(Some(&record.encode(layout))), Ok(Change::Changed));
+        image.keep_to_name(path, name_hash);
+        assert_eq!(image.path(), path);
+        assert_eq!(image.data().changed_write_time, NtTime::default());
+        assert!(image.data().delete_tokens.marks.is_empty());
+
+        // What is done to the file itself is seen: a mark of its own, and a rename in two steps, as smbd stores it.
+        let modes = record.lock.as_mut().unwrap().share_modes.as_mut().unwrap();
+        modes.data.as_mut().unwrap().delete_tokens.marks[0].name_hash = own_hash;
+        image.update_locking(Some(&record.encode(layout))).unwrap();
+        image.keep_to_name(path, name_hash);
+        assert_eq!(image.path(), path);
+        assert!(image.describe(share()).delete_on_close);
+        let modes = record.lock.as_mut().unwrap().share_modes.as_mut().unwrap();
+        modes.entries[0].name_hash = OF_RENAMED;
+        image.update_locking(Some(&record.encode(layout))).unwrap();
+        image.keep_to_name(path, name_hash);
+        assert_eq!(image.path(), path);
+        let modes = record.lock.as_mut().unwrap().share_modes.as_mut().unwrap();
+        modes.data.as_mut().unwrap().base_name = Some("renamed".to_owned());
+        image.update_locking(Some(&record.encode(layout))).unwrap();
+        image.keep_to_name(path, name_hash);
+        assert_eq!(image.path(), "renamed");
+    }
 }

@@ -95,7 +95,7 @@ impl Capture {
             let known = OpenImage::decode_for(self.settings.layout, &description.image)?;
             let mut image = known.clone();
             let change = match database {
-                Database::Locking => image.update_locking(value)?,
+                Database::Locking => self.update_locking(&mut image, value)?,
                 Database::Leases => image.update_lease(key, value)?,
                 Database::Brlock => image.update_brlock(value)?,
                 Database::OpenGlobal | Database::TconGlobal => Changed::Same,
