@@ -8,7 +8,7 @@
 //!
 //! smbd renames a file first and stores its new name then. If its node dies in between, all records say a name that the
 //! file does not have any more. So a file that is not under its name is looked for by its inode
-//! ([`MovedFiles`]). In doubt it is not found: a handle to another file is worse than none.
+//! (`moved_files`). In doubt it is not found: a handle to another file is worse than none.
 
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
