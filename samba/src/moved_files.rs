@@ -82,3 +82,34 @@ fn walk(share: &Path, inodes: &HashSet<u64>, first: &BTreeSet<PathBuf>) -> HashM
     }
     found
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn all_missed_files_are_found_in_one_walk() {
+        let share = tempfile::tempdir().unwrap();
+        let inode_of = |path: &str| {
+            let path = share.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, "").unwrap();
+            fs::metadata(&path).unwrap().ino()
+        };
+        let (near, far, other) = (inode_of("old/near"), inode_of("else/where/far"), inode_of("other"));
+        fs::hard_link(share.path().join("old/near"), share.path().join("second name")).unwrap();
+
+        let gone = u64::MAX;
+        let mut found = walk(
+            share.path(),
+            &HashSet::from([near, far, gone]),
+            &BTreeSet::from(["old".into(), "gone".into()]),
+        );
+        found.values_mut().for_each(|names| names.sort());
+        assert_eq!(found[&near], ["old/near", "second name"]);
+        assert_eq!(found[&far], ["else/where/far"]);
+        assert!(!found.contains_key(&other) && !found.contains_key(&gone));
+    }
+}
