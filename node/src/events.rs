@@ -155,7 +155,7 @@ impl Troubles {
                 self.contradictions += 1;
                 error!(
                     %event,
-                    "SMB servers that arbitrate among themselves have reported two opens that exclude each other: is their cluster (CTDB) whole?"
+                    "an SMB server has granted an open that excludes another one of its file: under CTDB, is that cluster whole? Between separate servers, one whose client was away is closed"
                 );
             }
             _ => {}

@@ -103,8 +103,8 @@ pub enum EventKind {
         /// Who has it.
         holder: Option<Owner>,
     },
-    /// SMB servers that arbitrate themselves have reported two opens that exclude each other. They were recorded as
-    /// reported.
+    /// An SMB server that decides itself has reported an open that excludes another one, and is right. Both are
+    /// recorded, except that between separate servers an other one that nobody has is closed.
     Contradiction {
         /// The open that was reported.
         open: DurableFileId,

@@ -154,7 +154,7 @@ pub enum Rejection {
     },
     /// There is no such open.
     OpenNotFound(DurableFileId),
-    /// Another open has this id.
+    /// Another open has this id, or a CREATE that waits has named it.
     DurableFileIdInUse(DurableFileId),
     /// The open belongs to somebody else.
     NotOwner {
