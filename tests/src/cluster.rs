@@ -430,7 +430,10 @@ impl Cluster {
         }
         let output = fs::File::options().create(true).append(true).open(&*log).map_err(prepare(log))?;
         let errors = output.try_clone().map_err(prepare(log))?;
-        let mut command = Command::new(&self.program);
+        // As in the service's unit: heartbeats must not wait for the services of the node, of which all are on this
+        // machine. Where `nice` may not do that, it says so and goes on.
+        let mut command = Command::new("nice");
+        command.args(["-n", "-10"]).arg(&self.program);
         command.env(RUN_AS, RUN_AS_HOLDFAST).args(["run", "--config"]).arg(config);
         command.stdout(output).stderr(errors);
         let process = ProcessGroup::spawn(command)?;
@@ -442,21 +445,30 @@ impl Cluster {
     }
 
     /// Starts a node's `smbd`, unless it is running or there is none, and returns when the cluster counts it
-    /// as up.
+    /// as up. Where it ends meanwhile, fenced by a machine that is too busy for its heartbeats, it is started again, as
+    /// a service manager does.
     pub async fn start_smbd(&mut self, node: usize) -> Result<(), ClusterError> {
-        let newest = if self.protected { self.incarnation(node).await } else { 0 };
-        let Some(smbd) = &mut self.nodes[node].smbd else { return Ok(()) };
-        // The cluster may not have heard yet that the last one is gone.
-        let wanted = if smbd.is_running() { newest } else { newest + 1 };
-        smbd.start().await?;
-        if !self.protected {
-            return Ok(());
+        let (id, deadline) = (node_id(node), Instant::now() + READY_TIMEOUT);
+        let mut newest = if self.protected { self.incarnation(node).await } else { 0 };
+        loop {
+            let Some(smbd) = &mut self.nodes[node].smbd else { return Ok(()) };
+            // The cluster may not have heard yet that the last one is gone.
+            let wanted = if smbd.is_running() { newest } else { newest + 1 };
+            smbd.start().await?;
+            if !self.protected {
+                return Ok(());
+            }
+            while self.nodes[node].smbd.as_mut().is_some_and(Smbd::is_running) {
+                let counted = self.status(node).await.is_ok_and(|status| {
+                    status.nodes.iter().any(|node| node.node_id == id && node.up && node.incarnation >= wanted)
+                });
+                if counted {
+                    return Ok(());
+                }
+                self.look_again(deadline, &format!("node {node} up")).await?;
+            }
+            newest = self.incarnation(node).await;
         }
-        let id = node_id(node);
-        let is_up = |status: &StatusResponse| {
-            status.nodes.iter().any(|node| node.node_id == id && node.up && node.incarnation >= wanted)
-        };
-        self.wait_until(&format!("node {node} up"), node, is_up).await.map(drop)
     }
 
     /// Restarts a node's `smbd` as its administrator does: asks it to end, waits until it has, and starts it.

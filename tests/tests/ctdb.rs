@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use harness::{
     cluster::{Cluster, ClusterOptions},
     samba::{SambaTools, samba_in_root_or_skip, samba_with_ctdb_or_skip},
-    smb_client::{Client, CreateRequest, NtStatus, Opened, Session, ShareAccess, SmbError, Tree},
+    smb_client::{Client, CreateRequest, NtStatus, Opened, ShareAccess, SmbError, Tree},
 };
 
 /// The program that can be `holdfast`; here it never has to.
@@ -17,12 +17,6 @@ const RECOVERY_TIMEOUT: Duration = Duration::from_secs(60);
 
 fn options(tools: SambaTools) -> ClusterOptions {
     ClusterOptions::with_ctdb(PROGRAM, tools).unprotected()
-}
-
-async fn connect(cluster: &Cluster, client: &Client, node: usize) -> (Session, Tree) {
-    let session = client.connect(cluster.smb_address(node)).await.unwrap();
-    let share = session.tree_connect(&cluster.share(node)).await.unwrap();
-    (session, share)
 }
 
 /// An open that tolerates no other.
@@ -53,8 +47,8 @@ async fn clustered_smbds_see_each_others_opens_lose_a_node_with_its_opens_and_ge
         let mut cluster = Cluster::start(options(tools)).await.unwrap();
         // Two clients: a clustered Samba ends a client's connection to one node when it connects to another.
         let [client, other] = [(); 2].map(|()| Client::new(cluster.credentials()));
-        let (_at_0, share_0) = connect(&cluster, &client, 0).await;
-        let (at_1, share_1) = connect(&cluster, &other, 1).await;
+        let (_at_0, share_0) = cluster.connect(&client, 0).await.unwrap();
+        let (at_1, share_1) = cluster.connect(&other, 1).await.unwrap();
         let open = share_0.create(alone("file")).await.unwrap();
         let refusal = share_1.create(alone("file")).await.unwrap_err();
         assert_eq!(refusal.status(), Some(NtStatus::SHARING_VIOLATION), "{version:?}: {refusal}");
@@ -65,7 +59,7 @@ async fn clustered_smbds_see_each_others_opens_lose_a_node_with_its_opens_and_ge
         cluster.kill(0).unwrap();
         drop(open);
         create_after_recovery(&share_1, alone("file")).await.unwrap();
-        let (_at_2, share_2) = connect(&cluster, &client, 2).await;
+        let (_at_2, share_2) = cluster.connect(&client, 2).await.unwrap();
         let lost = share_2.create(durable.reconnect_request()).await.unwrap_err();
         assert_eq!(lost.status(), Some(NtStatus::OBJECT_NAME_NOT_FOUND), "{version:?}: {lost}");
         cluster.ctdb_recovered().await.unwrap();
@@ -74,7 +68,7 @@ async fn clustered_smbds_see_each_others_opens_lose_a_node_with_its_opens_and_ge
         assert_ne!(status.generation, generation, "no recovery");
 
         cluster.start_node(0).await.unwrap();
-        let (_at_0, share_0) = connect(&cluster, &client, 0).await;
+        let (_at_0, share_0) = cluster.connect(&client, 0).await.unwrap();
         let refusal = share_0.create(alone("file")).await.unwrap_err();
         assert_eq!(refusal.status(), Some(NtStatus::SHARING_VIOLATION), "{version:?}: {refusal}");
         at_1.echo().await.unwrap();
@@ -89,7 +83,7 @@ async fn a_persistent_handle_of_samba_itself_survives_its_node() {
     options.smbd = options.smbd.continuously_available();
     let mut cluster = Cluster::start(options).await.unwrap();
     let client = Client::new(cluster.credentials());
-    let (session, share) = connect(&cluster, &client, 0).await;
+    let (session, share) = cluster.connect(&client, 0).await.unwrap();
     let open = share.create(CreateRequest::durable_v2_with_lease("file").persistent()).await.unwrap();
     assert!(open.response().durable_v2.is_some_and(|durable| durable.persistent), "{:?}", open.response());
 
@@ -128,7 +122,7 @@ async fn a_ctdbd_that_is_cut_off_is_given_up_by_the_others_and_taken_back() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let client = Client::new(cluster.credentials());
-    let (_session, share) = connect(&cluster, &client, witness).await;
+    let (_session, share) = cluster.connect(&client, witness).await.unwrap();
     create_after_recovery(&share, alone("file")).await.unwrap();
 
     cluster.rejoin(victim);
@@ -141,14 +135,14 @@ async fn all_nodes_may_be_lost_and_started_again() {
     let Some(tools) = samba_with_ctdb_or_skip() else { return };
     let mut cluster = Cluster::start(options(tools)).await.unwrap();
     let client = Client::new(cluster.credentials());
-    let (session, share) = connect(&cluster, &client, 0).await;
+    let (session, share) = cluster.connect(&client, 0).await.unwrap();
     let durable = share.create(CreateRequest::durable_v2_with_lease("file")).await.unwrap();
 
     cluster.kill_all().unwrap();
     session.ended().await;
     cluster.start_all().await.unwrap();
 
-    let (_session, share) = connect(&cluster, &client, 1).await;
+    let (_session, share) = cluster.connect(&client, 1).await.unwrap();
     let lost = share.create(durable.reconnect_request()).await.unwrap_err();
     assert_eq!(lost.status(), Some(NtStatus::OBJECT_NAME_NOT_FOUND), "{lost}");
     share.create(alone("file")).await.unwrap();

@@ -29,13 +29,13 @@ impl Stage {
         let tools = samba_or_skip()?;
         let cluster = Cluster::start(ClusterOptions::with_ctdb(PROGRAM, tools).patient()).await.unwrap();
         let client = Client::new(cluster.credentials());
-        let (session, share) = connect(&cluster, &client, node).await;
+        let (session, share) = cluster.connect(&client, node).await.unwrap();
         Some(Self { cluster, client, session, share })
     }
 
     /// Somebody else at a node.
     async fn somebody_else(&self, node: usize) -> (Session, Tree) {
-        connect(&self.cluster, &Client::new(self.cluster.credentials()), node).await
+        self.cluster.connect(&Client::new(self.cluster.credentials()), node).await.unwrap()
     }
 
     /// As a client comes back: in place of the session that it had, and again if the connection breaks, as it may while
@@ -86,12 +86,6 @@ impl Stage {
         let refusal = self.share.create(open.reconnect_request()).await.unwrap_err();
         assert_eq!(refusal.status(), Some(NtStatus::OBJECT_NAME_NOT_FOUND), "{refusal}");
     }
-}
-
-async fn connect(cluster: &Cluster, client: &Client, node: usize) -> (Session, Tree) {
-    let session = client.connect(cluster.smb_address(node)).await.unwrap();
-    let share = session.tree_connect(&cluster.share(node)).await.unwrap();
-    (session, share)
 }
 
 /// Every kind of durable open, with locks and data.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use harness::{
     cluster::{Cluster, ClusterOptions, node_id},
     samba::{SambaTools, samba_or_skip},
-    smb_client::{Client, CreateRequest, Opened, Session, Tree},
+    smb_client::{Client, CreateRequest, Opened, Tree},
 };
 
 /// The program that can be `holdfast`.
@@ -16,12 +16,6 @@ const FENCED_WITHIN: Duration = Duration::from_secs(5);
 
 async fn cluster(tools: SambaTools) -> Cluster {
     Cluster::start(ClusterOptions::with_samba(PROGRAM, tools).patient()).await.unwrap()
-}
-
-async fn connect(cluster: &Cluster, client: &Client, node: usize) -> (Session, Tree) {
-    let session = client.connect(cluster.smb_address(node)).await.unwrap();
-    let share = session.tree_connect(&cluster.share(node)).await.unwrap();
-    (session, share)
 }
 
 async fn open(share: &Tree, path: &str) -> Opened {
@@ -47,12 +41,12 @@ async fn the_owner_may_die_while_it_leads() {
     let mut cluster = cluster(tools).await;
     let owner = cluster.leader().await.unwrap();
     let client = Client::new(cluster.credentials());
-    let (_session, share) = connect(&cluster, &client, owner).await;
+    let (_session, share) = cluster.connect(&client, owner).await.unwrap();
     let open = open(&share, "file").await;
 
     cluster.kill(owner).unwrap();
 
-    let (_session, share) = connect(&cluster, &client, another(&cluster, &[owner])).await;
+    let (_session, share) = cluster.connect(&client, another(&cluster, &[owner])).await.unwrap();
     assert_reclaimed(&share, &open).await;
 }
 
@@ -63,12 +57,12 @@ async fn the_owner_may_die_while_it_follows() {
     let leader = cluster.leader().await.unwrap();
     let owner = another(&cluster, &[leader]);
     let client = Client::new(cluster.credentials());
-    let (_session, share) = connect(&cluster, &client, owner).await;
+    let (_session, share) = cluster.connect(&client, owner).await.unwrap();
     let open = open(&share, "file").await;
 
     cluster.kill(owner).unwrap();
 
-    let (_session, share) = connect(&cluster, &client, another(&cluster, &[leader, owner])).await;
+    let (_session, share) = cluster.connect(&client, another(&cluster, &[leader, owner])).await.unwrap();
     assert_reclaimed(&share, &open).await;
 }
 
@@ -80,7 +74,7 @@ async fn the_owner_goes_on_when_the_leader_dies() {
     let leader = cluster.leader().await.unwrap();
     let owner = another(&cluster, &[leader]);
     let client = Client::new(cluster.credentials());
-    let (_session, share) = connect(&cluster, &client, owner).await;
+    let (_session, share) = cluster.connect(&client, owner).await.unwrap();
     let before = open(&share, "before").await;
 
     cluster.kill(leader).unwrap();
@@ -89,7 +83,7 @@ async fn the_owner_goes_on_when_the_leader_dies() {
 
     cluster.start_node(leader).await.unwrap();
     cluster.kill(owner).unwrap();
-    let (_session, share) = connect(&cluster, &client, leader).await;
+    let (_session, share) = cluster.connect(&client, leader).await.unwrap();
     assert_reclaimed(&share, &before).await;
     assert_reclaimed(&share, &after).await;
 }
@@ -104,7 +98,7 @@ async fn a_restarted_sidecar_takes_up_its_smbd() {
     options.timing = vec![("self_fence_after_ms", 8_000), ("node_down_after_ms", 10_000)];
     let mut cluster = Cluster::start(options).await.unwrap();
     let client = Client::new(cluster.credentials());
-    let (session, share) = connect(&cluster, &client, 0).await;
+    let (session, share) = cluster.connect(&client, 0).await.unwrap();
     let before = open(&share, "before").await;
 
     cluster.kill_sidecar(0).unwrap();
@@ -117,7 +111,7 @@ async fn a_restarted_sidecar_takes_up_its_smbd() {
     assert!(status.nodes.iter().all(|node| node.incarnation == 1), "a new incarnation: {:?}", status.nodes);
 
     cluster.kill(0).unwrap();
-    let (_session, share) = connect(&cluster, &client, 1).await;
+    let (_session, share) = cluster.connect(&client, 1).await.unwrap();
     assert_reclaimed(&share, &before).await;
     assert_reclaimed(&share, &after).await;
 }
@@ -129,12 +123,12 @@ async fn a_paused_node_wakes_up_fenced() {
     let Some(tools) = samba_or_skip() else { return };
     let cluster = cluster(tools).await;
     let client = Client::new(cluster.credentials());
-    let (stale_session, share) = connect(&cluster, &client, 0).await;
+    let (stale_session, share) = cluster.connect(&client, 0).await.unwrap();
     let stale = open(&share, "file").await;
     stale.write(0, b"before").await.unwrap();
 
     cluster.pause(0);
-    let (_session, share) = connect(&cluster, &client, 1).await;
+    let (_session, share) = cluster.connect(&client, 1).await.unwrap();
     assert_reclaimed(&share, &stale).await;
     cluster.resume(0);
 
@@ -149,13 +143,13 @@ async fn an_smbd_does_not_outlive_its_sidecar_for_long() {
     let Some(tools) = samba_or_skip() else { return };
     let mut cluster = cluster(tools).await;
     let client = Client::new(cluster.credentials());
-    let (session, share) = connect(&cluster, &client, 0).await;
+    let (session, share) = cluster.connect(&client, 0).await.unwrap();
     let open = open(&share, "file").await;
 
     cluster.kill_sidecar(0).unwrap();
 
     tokio::time::timeout(FENCED_WITHIN, session.ended()).await.expect("smbd serves without its sidecar");
-    let (_session, share) = connect(&cluster, &client, 1).await;
+    let (_session, share) = cluster.connect(&client, 1).await.unwrap();
     let status = cluster.status(1).await.unwrap();
     assert!(status.nodes.iter().any(|node| node.node_id == node_id(0) && !node.up), "{:?}", status.nodes);
     assert_reclaimed(&share, &open).await;

@@ -372,6 +372,20 @@ impl RaftNode {
         }
     }
 
+    /// Waits until the state, as far as this node has applied it, is as wanted. For ever, if it never is.
+    pub async fn until(&self, wanted: impl Fn(&State) -> bool) {
+        let mut applied = self.applied.watch();
+        // Marked as seen before each look, so that no change between a look and the next wait is missed.
+        while !{
+            applied.mark_unchanged();
+            self.read(&wanted)
+        } {
+            if applied.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
     /// What is applied from now on, in order. A listener that falls far behind gets `Lagged` and has to look
     /// at the state as a whole.
     #[must_use]

@@ -8,13 +8,10 @@
 use std::time::Duration;
 
 use statedb::{Create, NodeId, Open, Request, State};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, timeout};
 use tracing::debug;
 
 use crate::raft::RaftNode;
-
-/// How often a held client is looked after. This much is lost at most when the verdict comes.
-const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(15);
 
 /// Whether a request would take an open from a living SMB service of another node than `node`.
 pub(super) fn takes_from_another_node(state: &State, node: NodeId, request: &Request) -> bool {
@@ -50,9 +47,7 @@ pub(super) async fn until_verdict(
     verdict_within: Duration,
 ) {
     let began = Instant::now();
-    while began.elapsed() < verdict_within && raft.read(|state| takes_from_another_node(state, node, request))
-    {
-        sleep(LOOK_AGAIN_AFTER).await;
-    }
-    debug!(request = request.verb(), held = ?began.elapsed(), "a client was held");
+    let verdict = raft.until(|state| !takes_from_another_node(state, node, request));
+    let came = timeout(verdict_within, verdict).await.is_ok();
+    debug!(request = request.verb(), held = ?began.elapsed(), came, "a client was held until the verdict");
 }

@@ -11,19 +11,16 @@ use std::time::Duration;
 
 use statedb::{Outcome, Owner, Rejection, Request, ShareName};
 use tokio::sync::Mutex;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tracing::{debug, info, warn};
 
 use super::reconcile::Reconciled;
 use crate::proposer::{Proposer, RequestError};
+use crate::raft::RaftNode;
 
 /// How long a client waits for its share to be taken over. Clients give up on a request after twenty seconds (Samba's
 /// own tools) or more; within less the verdict on a dead node is there in any usable configuration.
 pub(super) const HELD_AT_MOST: Duration = Duration::from_secs(15);
-
-/// How often a held client's question is asked again. The answer changes with the serving node's death or its
-/// last tree disconnect; this much is lost at most.
-const ASK_AGAIN_AFTER: Duration = Duration::from_millis(15);
 
 /// What a tree connect is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +36,7 @@ pub enum Verdict {
 /// The tree connects of this node's SMB service.
 #[derive(Debug)]
 pub struct Gate {
+    raft: Arc<RaftNode>,
     proposer: Arc<Proposer>,
     reconciled: Reconciled,
     /// How long a serving node may be silent before it is surely declared down: within that time a client
@@ -63,12 +61,14 @@ impl Gate {
     /// A gate that nobody has passed.
     #[must_use]
     pub fn new(
+        raft: Arc<RaftNode>,
         proposer: Arc<Proposer>,
         reconciled: Reconciled,
         verdict_within: Duration,
         lets_all_in: bool,
     ) -> Self {
         Self {
+            raft,
             proposer,
             reconciled,
             verdict_within: verdict_within.min(HELD_AT_MOST),
@@ -115,13 +115,12 @@ impl Gate {
                 }
                 Outcome::Rejected(Rejection::ShareServedElsewhere { owner, .. }) => {
                     drop(door);
-                    let held = knocked_at.elapsed();
-                    if held >= self.verdict_within {
+                    debug!(%share, served_by = %owner, "a tree connect is held");
+                    let left = self.verdict_within.saturating_sub(knocked_at.elapsed());
+                    if timeout(left, self.is_free(share, log_id.index)).await.is_err() {
                         warn!(%share, served_by = %owner, "a tree connect is refused: another node serves the share");
                         return Ok(Verdict::ServedBy(owner));
                     }
-                    debug!(%share, served_by = %owner, ?held, "a tree connect is held");
-                    tokio::time::sleep(ASK_AGAIN_AFTER).await;
                 }
                 other => {
                     warn!(%share, outcome = %other, "a tree connect is refused");
@@ -131,9 +130,17 @@ impl Gate {
         }
     }
 
+    /// Waits until a share that was in use elsewhere by the entry at `index` is not any more, by the serving node's
+    /// death or its last tree disconnect.
+    async fn is_free(&self, share: &ShareName, index: u64) {
+        self.raft.applied_through(index).await;
+        let owner = self.proposer.owner();
+        self.raft.until(|state| state.used_elsewhere(owner, share).is_none()).await;
+    }
+
     async fn wait_for_orphans(&self, share: &ShareName, index: u64, knocked_at: Instant) -> Verdict {
         let left = HELD_AT_MOST.saturating_sub(knocked_at.elapsed());
-        match tokio::time::timeout(left, self.reconciled.through(share, index)).await {
+        match timeout(left, self.reconciled.through(share, index)).await {
             Ok(()) => Verdict::Enter,
             Err(_) => {
                 warn!(%share, "a tree connect is refused: the orphans of the share are not in place yet; see the errors above");

@@ -448,6 +448,7 @@ impl SmbService {
             .read(|state| state.opens().filter(|open| open.holder() == Some(owner)).cloned().collect());
         info!(incarnation = %owner.incarnation, opens = mine.len(), "smbd is registered");
         let gate = Arc::new(Gate::new(
+            Arc::clone(&self.raft),
             Arc::clone(&proposer),
             self.reconciled.clone(),
             self.timing.verdict_within(),

@@ -20,11 +20,12 @@ pub struct ServingNode {
 
 impl State {
     pub(super) fn serve_share(&mut self, owner: Owner, share: &ShareName) -> Result<Outcome, Rejection> {
-        self.check_serving_node(owner, share)?;
         if self.serves(owner, share) {
             return Ok(Outcome::ShareServed);
         }
-        self.check_no_client_elsewhere(owner, share)?;
+        if let Some(other) = self.used_elsewhere(owner, share) {
+            return Err(Rejection::ShareServedElsewhere { share: share.clone(), owner: other });
+        }
         let limit = self.limits.shares_max;
         if self.shares.len() as u64 >= limit {
             return Err(Rejection::TooManyShares { limit });
@@ -71,6 +72,14 @@ impl State {
         self.shares.get(share).is_some_and(|serving| serving.owner == owner)
     }
 
+    /// Why `owner` cannot serve a share: another one that serves it, or through which a client has an open of it. That
+    /// client's oplocks would be unknown to the SMB server of `owner`.
+    pub fn used_elsewhere(&self, owner: Owner, share: &ShareName) -> Option<Owner> {
+        let serving = self.shares.get(share).map(|serving| serving.owner);
+        let mut clients_through = self.opens.of_share(share).filter_map(|open| open.connected_through());
+        serving.filter(|other| *other != owner).or_else(|| clients_through.find(|other| *other != owner))
+    }
+
     /// Refuses a proposer while another node serves the share.
     pub(super) fn check_serving_node(&self, owner: Owner, share: &ShareName) -> Result<(), Rejection> {
         match self.shares.get(share) {
@@ -78,20 +87,6 @@ impl State {
                 Err(Rejection::ShareServedElsewhere { share: share.clone(), owner: serving.owner })
             }
             _ => Ok(()),
-        }
-    }
-
-    /// Refuses a proposer while a client has an open of the share through another node: that client's
-    /// oplocks would be unknown to the SMB server of the proposer.
-    fn check_no_client_elsewhere(&self, owner: Owner, share: &ShareName) -> Result<(), Rejection> {
-        match self
-            .opens
-            .of_share(share)
-            .filter_map(|open| open.connected_through())
-            .find(|other| *other != owner)
-        {
-            Some(other) => Err(Rejection::ShareServedElsewhere { share: share.clone(), owner: other }),
-            None => Ok(()),
         }
     }
 

@@ -97,21 +97,10 @@ impl Arguments {
 const WARM_UP: usize = 50;
 
 fn main() -> ExitCode {
-    if let Some(code) = harness::sidecar_main_if_asked() {
-        return code;
-    }
-    let arguments = Arguments::parse();
-    let runtime = tokio::runtime::Runtime::new().expect("a process can start its threads");
-    match runtime.block_on(measure(&arguments)) {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("bench: {}", node::telemetry::chain(error.as_ref()));
-            ExitCode::FAILURE
-        }
-    }
+    harness::program::main(measure)
 }
 
-async fn measure(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
+async fn measure(arguments: Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let tools = arguments.samba.as_deref().map_or_else(SambaTools::find, SambaTools::in_root)?;
     let mut document = json!({ "smbd": tools.version() });
     let mut all_is_well = true;
@@ -121,7 +110,7 @@ async fn measure(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
             Ok(tools) => {
                 println!("{contest}, smbd {}\n", tools.version().unwrap_or_default());
                 figures["smbd"] = json!(tools.version());
-                match measure_contest(arguments, contest, &tools, &mut figures).await {
+                match measure_contest(&arguments, contest, &tools, &mut figures).await {
                     Ok(lost_here) => all_is_well &= lost_here == 0,
                     // What the others do is worth knowing all the same.
                     Err(error) => {

@@ -370,9 +370,7 @@ impl Chaos {
 
     /// Lets everybody stand still, and compares the world with what is known of it.
     async fn check(&mut self) -> Result<(), ChaosError> {
-        self.world.set_phase(Phase::Still);
-        let still = |seats: &[Seat]| seats.iter().all(|seat| seat.still.is_some());
-        if !self.all("everybody still", still).await {
+        if !self.everybody_stands_still().await {
             return Ok(());
         }
         let clients: Vec<(Arrival, Known)> = self.world.seats(|seats| {
@@ -399,6 +397,26 @@ impl Chaos {
             time::sleep(LOOK_INTERVAL * 20).await;
         }
         Ok(())
+    }
+
+    /// Lets everybody stand still. Nobody is let in meanwhile, so whoever has just lost its connection, such as to a node
+    /// whose sidecar was not back in time, has to come back first. Returns false if somebody never does.
+    async fn everybody_stands_still(&self) -> bool {
+        let still = |seats: &[Seat]| seats.iter().all(|seat| seat.still.is_some());
+        let away = |seats: &[Seat]| seats.iter().any(|seat| seat.still.is_none() && !seat.settled);
+        loop {
+            self.world.set_phase(Phase::Still);
+            if !self.all("everybody still", |seats| still(seats) || away(seats)).await {
+                return false;
+            }
+            if self.world.seats(|seats| still(seats)) {
+                return true;
+            }
+            self.world.set_phase(Phase::Work);
+            if !self.all("everybody back", |seats| !away(seats)).await {
+                return false;
+            }
+        }
     }
 
     /// Brings everything back that is not there.
