@@ -430,10 +430,7 @@ impl Cluster {
         }
         let output = fs::File::options().create(true).append(true).open(&*log).map_err(prepare(log))?;
         let errors = output.try_clone().map_err(prepare(log))?;
-        // As in the service's unit: heartbeats must not wait for the services of the node, of which all are on this
-        // machine. Where `nice` may not do that, it says so and goes on.
-        let mut command = Command::new("nice");
-        command.args(["-n", "-10"]).arg(&self.program);
+        let mut command = Command::new(&self.program);
         command.env(RUN_AS, RUN_AS_HOLDFAST).args(["run", "--config"]).arg(config);
         command.stdout(output).stderr(errors);
         let process = ProcessGroup::spawn(command)?;
@@ -460,7 +457,10 @@ impl Cluster {
             }
             while self.nodes[node].smbd.as_mut().is_some_and(Smbd::is_running) {
                 let counted = self.status(node).await.is_ok_and(|status| {
-                    status.nodes.iter().any(|node| node.node_id == id && node.up && node.incarnation >= wanted)
+                    status
+                        .nodes
+                        .iter()
+                        .any(|node| node.node_id == id && node.up && node.incarnation >= wanted)
                 });
                 if counted {
                     return Ok(());

@@ -30,6 +30,11 @@ fn process_of(smbd: &Smbd, session: &Session) -> Pid {
     Pid::from_raw(smbd.child_of(session.client_address()).unwrap())
 }
 
+/// Whether a process runs a certain program.
+fn runs(process: i32, program: &str) -> bool {
+    std::fs::read_to_string(format!("/proc/{process}/comm")).is_ok_and(|name| name.trim() == program)
+}
+
 /// The client whose process dies is back on the same node before anybody has noticed, and has everything again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_client_of_a_process_that_dies_alone_has_its_opens_back_at_once() {
@@ -112,6 +117,48 @@ async fn the_clients_of_an_smbd_that_is_restarted_have_their_opens_back() {
     let (_session, share) = cluster.connect(&client, 1).await.unwrap();
     let open = reclaim(&share, &open).await.unwrap();
     open.lock(&[LockElement::unlock(10, 5)]).await.unwrap();
+}
+
+/// The main process dies alone, and one of its children hangs, here in a script of the administrator's. Nobody could connect
+/// to this node any more, so it must not go on keeping the share from the others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_child_that_hangs_does_not_keep_up_a_service_whose_main_process_has_died() {
+    let Some(tools) = samba_or_skip() else { return };
+    let mut options = ClusterOptions::with_samba(PROGRAM, tools).patient();
+    let script = tempfile::NamedTempFile::new().unwrap();
+    let preexec = format!("/bin/sh {}", script.path().display());
+    options.smbd.share_options = vec![("root preexec".to_owned(), preexec)];
+    let mut cluster = Cluster::start(options).await.unwrap();
+    let client = Client::new(cluster.credentials());
+    let (session, share) = cluster.connect(&client, 0).await.unwrap();
+    let open = share.create(CreateRequest::durable_v2_with_lease("file")).await.unwrap();
+    let stuck = Client::new(cluster.credentials()).connect(cluster.smb_address(0)).await.unwrap();
+    let hanging = process_of(cluster.smbd(0), &stuck);
+    std::fs::write(script.path(), "sleep 300").unwrap();
+    let share_0 = cluster.share(0);
+    let entering = tokio::spawn(async move { stuck.tree_connect(&share_0).await.map(drop) });
+    let deadline = Instant::now() + PATIENCE;
+    while !cluster.smbd(0).processes().iter().any(|&process| runs(process, "sleep")) {
+        assert!(Instant::now() < deadline, "the script does not run");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+
+    kill(Pid::from_raw(cluster.smbd(0).pid().unwrap()), Signal::SIGKILL).unwrap();
+    session.ended().await;
+    // The control: the other one has not noticed anything.
+    kill(hanging, None).unwrap();
+    assert!(!entering.is_finished());
+    std::fs::write(script.path(), "").unwrap();
+
+    let (_session, share) = loop {
+        match cluster.connect(&client, 1).await {
+            Ok(entered) => break entered,
+            Err(refusal) => assert!(Instant::now() < deadline + PATIENCE, "not let in: {refusal}"),
+        }
+    };
+    reclaim(&share, &open).await.unwrap();
+    assert!(entering.await.unwrap().is_err());
+    cluster.start_smbd(0).await.unwrap();
 }
 
 /// Nothing is served after the end of the lease: whatever a client asks later than that is not answered, although it asks

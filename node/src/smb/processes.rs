@@ -74,6 +74,15 @@ impl Processes {
         let _ = count.wait_for(|count| *count == 0).await;
     }
 
+    /// Resolves when a process is not, or not any more, among them.
+    pub async fn without(&self, pid: u32) {
+        let mut count = self.count.subscribe();
+        while self.living().contains_key(&pid) {
+            // The sender lives in `self`, so the wait cannot end with an error.
+            let _ = count.changed().await;
+        }
+    }
+
     /// How many live.
     #[must_use]
     pub fn count(&self) -> usize {

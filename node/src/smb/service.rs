@@ -47,6 +47,10 @@ const ENDED_INSTANCES_MAX: usize = 1024;
 /// get their signals within microseconds; the last one is buried within milliseconds.
 const DEATH_SETTLES_WITHIN: Duration = Duration::from_secs(1);
 
+/// How long the children of a main process that has ended may take to follow it. They do so by themselves, and give up
+/// their clients in good order. Meanwhile nobody can connect to this node, nor to another one for its shares.
+const CHILDREN_FOLLOW_WITHIN: Duration = Duration::from_secs(5);
+
 /// How often a process that is about to end is looked at while somebody waits for what it leaves.
 const LOOK_AT_THE_DYING_EVERY: Duration = Duration::from_millis(2);
 
@@ -490,8 +494,9 @@ impl SmbService {
         };
         self.tracker.bind(instance, until);
         // It need not say anything for hours, and as long as it lives there is somebody to serve clients.
-        if let Err(error) = self.watch_process(&incarnation, main_process) {
-            debug!(main_process, %error, "the main process of smbd cannot be watched");
+        match self.watch_process(&incarnation, main_process) {
+            Ok(()) => drop(tokio::spawn(Arc::clone(self).end_children(Arc::clone(&incarnation)))),
+            Err(error) => warn!(main_process, %error, "the main process of smbd cannot be watched"),
         }
         tokio::spawn(Arc::clone(self).take_stock(Arc::clone(&incarnation)));
         tokio::spawn(Arc::clone(self).attend(Arc::clone(&incarnation)));
@@ -532,6 +537,24 @@ impl SmbService {
                 self.conclude(&incarnation);
                 incarnation.processes.kill_all();
             }
+        }
+    }
+
+    /// Ends what outlives the main process of an incarnation, such as a child that hangs: it would keep shares from the
+    /// nodes that can serve them.
+    async fn end_children(self: Arc<Self>, incarnation: Arc<Incarnation>) {
+        let outlived = async {
+            incarnation.processes.without(incarnation.main_process).await;
+            tokio::time::sleep(CHILDREN_FOLLOW_WITHIN).await;
+        };
+        tokio::select! {
+            () = outlived => {
+                let left = incarnation.processes.count();
+                warn!(incarnation = %incarnation.owner.incarnation, left, "the main process of smbd has ended, and its children have not: they are ended");
+                // The end of the last one is the end of the incarnation.
+                incarnation.processes.kill_all();
+            }
+            () = incarnation.ended.cancelled() => {}
         }
     }
 
