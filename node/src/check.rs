@@ -8,11 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context;
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{ContentArrangement, Table};
 use nix::sys::statfs::{FsType, TMPFS_MAGIC, statfs};
+use samba::ctdb::Connection;
 use samba::identity::{Identity, ShareIdentity};
 use samba::preload::Preload;
 use samba::tdb::Tdb;
@@ -27,6 +29,9 @@ use crate::telemetry::chain;
 
 /// Columns of the table where it is not shown on a terminal.
 const WIDTH_OF_NO_TERMINAL: u16 = 120;
+
+/// How long ctdbd may take to answer what it knows by itself.
+const CTDBD_ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 
 /// What to check.
 #[derive(Debug)]
@@ -259,25 +264,38 @@ impl Findings {
         }
     }
 
-    /// Whether Samba's databases can be reached.
+    /// Whether Samba's databases can be reached, and stay one where nodes lose sight of each other.
     fn topology(&mut self, conf: &samba::config::SambaConfig) -> bool {
         let Some(clustering) = &conf.clustering else {
             self.ok("topology", "a separate smbd: one node at a time serves a share");
             return true;
         };
         let socket = &clustering.ctdbd_socket;
-        let is_there = socket.exists();
-        if is_there {
-            self.ok("topology", format!("one of a CTDB cluster, by {}", socket.display()));
-        } else {
-            self.note(
-                "topology",
-                Verdict::Problem,
-                format!("clustering = yes, and ctdbd does not listen at {}", socket.display()),
-                "start ctdbd, or set \"ctdbd socket\" in smb.conf",
-            );
+        let asked = Connection::open(socket, CTDBD_ANSWERS_WITHIN)
+            .and_then(|mut ctdbd| Ok((ctdbd.pnn(), ctdbd.cluster_lock()?)));
+        let (pnn, lock) = match asked {
+            Ok(answer) => answer,
+            Err(error) => {
+                self.note(
+                    "topology",
+                    Verdict::Problem,
+                    format!("clustering = yes, and ctdbd does not answer: {}", chain(&error)),
+                    "start ctdbd, or set \"ctdbd socket\" in smb.conf",
+                );
+                return false;
+            }
+        };
+        self.ok("topology", format!("node {pnn} of a CTDB cluster, by {}", socket.display()));
+        match lock {
+            Some(lock) => self.ok("cluster lock", lock),
+            None => self.note(
+                "cluster lock",
+                Verdict::Warning,
+                "CTDB has none: a node that is cut off can go on as a cluster of its own",
+                "set \"cluster lock\" in the [cluster] section of ctdb.conf, on every node",
+            ),
         }
-        is_there
+        true
     }
 
     fn identity(&mut self, samba: &SambaConfig, conf: &samba::config::SambaConfig) -> Identity {

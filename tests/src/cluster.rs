@@ -371,6 +371,15 @@ impl Cluster {
         fs::read_to_string(&self.nodes[node].log).unwrap_or_default()
     }
 
+    /// What `holdfast samba check` says of a node, as JSON. `None` if it says nothing.
+    pub fn samba_check(&self, node: usize) -> Option<serde_json::Value> {
+        let shim = holdfast_tdb::built_library_path().ok()?;
+        let mut command = Command::new(&self.program);
+        command.env(RUN_AS, RUN_AS_HOLDFAST).args(["samba", "check", "--output", "json", "--config"]);
+        let checked = command.arg(&self.nodes[node].config).arg("--shim").arg(shim).output().ok()?;
+        serde_json::from_slice(&checked.stdout).ok()
+    }
+
     /// Starts whatever is not running, and returns when there is a leader and every node may serve.
     pub async fn start_all(&mut self) -> Result<(), ClusterError> {
         self.start_ctdbds().await?;
@@ -468,6 +477,20 @@ impl Cluster {
                 self.look_again(deadline, &format!("node {node} up")).await?;
             }
             newest = self.incarnation(node).await;
+        }
+    }
+
+    /// Starts every `smbd` again that has ended by itself while its sidecar runs, as a service manager does with one that
+    /// was fenced. Does not wait until the cluster counts it as up.
+    pub async fn restart_fenced(&mut self) {
+        for Node { smbd, sidecar, .. } in &mut self.nodes {
+            if let Some(smbd) = smbd
+                && smbd.has_ended()
+                && sidecar.as_mut().is_some_and(ProcessGroup::is_running)
+            {
+                // Fenced once more while it was starting, if at all; the next call tries again.
+                let _ = smbd.start().await;
+            }
         }
     }
 

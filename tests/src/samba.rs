@@ -410,6 +410,11 @@ impl Smbd {
         self.process.as_mut().is_some_and(ProcessGroup::is_running)
     }
 
+    /// Whether the parent `smbd` has ended, and not because it was killed or stopped from here.
+    pub fn has_ended(&mut self) -> bool {
+        self.process.as_mut().is_some_and(|process| !process.is_running())
+    }
+
     /// Kills the parent and every child with SIGKILL at the same moment, and reaps them. Nothing is left when
     /// it returns.
     pub fn kill(&mut self) -> Result<(), ProcessError> {

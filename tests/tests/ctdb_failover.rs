@@ -129,6 +129,21 @@ async fn a_client_has_its_opens_back_on_a_survivor() {
     }
 }
 
+/// What would let a cluster that has fallen apart go on twice is told before anything happens.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn samba_check_says_whether_ctdb_has_a_cluster_lock() {
+    let Some(tools) = samba_or_skip() else { return };
+    let with_lock = ClusterOptions::with_ctdb(PROGRAM, tools);
+    for (options, verdict) in [(with_lock.clone(), "ok"), (with_lock.with_wires(), "warning")] {
+        let cluster = Cluster::start(options.patient()).await.unwrap();
+        let report = cluster.samba_check(1).unwrap();
+        let findings = report["findings"].as_array().unwrap();
+        let of = |what: &str| findings.iter().find(|finding| finding["what"] == what).unwrap();
+        assert_eq!(of("cluster lock")["verdict"], verdict, "{report:#}");
+        assert_eq!((&of("topology")["verdict"], &of("shim")["verdict"]), (&"ok".into(), &"ok".into()));
+    }
+}
+
 /// The same where the client comes to a node that does not put the orphans back itself, and on to another when that dies
 /// too.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

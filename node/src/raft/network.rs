@@ -24,8 +24,12 @@ use openraft::{BasicNode, OptionalSend, RaftNetworkFactory};
 use prost::Message;
 use proto::pb::raft::v1 as pb;
 use proto::pb::raft::v1::raft_client::RaftClient;
+use proto::pb::raft::v1::snapshot_chunk::Chunk;
 use proto::pb::storage::v1 as stored;
 use statedb::Record;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 use tracing::{info, warn};
@@ -40,6 +44,12 @@ use crate::telemetry::chain;
 /// A message of a snapshot is full when it has so many bytes. One record more fits below [`MESSAGE_LEN_MAX`]: an open
 /// with its image and all the locks that it may have takes half a megabyte.
 const SNAPSHOT_CHUNK_LEN: usize = 1024 * 1024;
+
+/// How many messages of a snapshot are ready before the peer has taken them.
+const SNAPSHOT_CHUNKS_AHEAD: usize = 2;
+
+/// How often a peer is looked for that needs a snapshot and is not there.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// The peers of this node, and how to reach them.
 #[derive(Clone, Debug)]
@@ -185,6 +195,12 @@ impl Connection {
         })
     }
 
+    /// Whether somebody listens at the peer's address.
+    async fn is_reachable(&self) -> bool {
+        let attempt = tokio::time::timeout(self.silence_max, TcpStream::connect(&self.address));
+        matches!(attempt.await, Ok(Ok(_)))
+    }
+
     fn vote_request(peer: &Peer, rpc: &VoteRequest<TypeConfig>) -> pb::VoteRequest {
         pb::VoteRequest {
             envelope: Some(peer.envelope),
@@ -323,21 +339,38 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let mut peer = self.peer()?;
-        let SnapshotState(state) = snapshot.snapshot;
-        let records: Vec<_> = state.records().collect();
+        let cancel = std::pin::pin!(cancel);
+        if !self.is_reachable().await {
+            // Each attempt takes a copy of the whole state, and a node may be away for days.
+            drop(snapshot);
+            let again = async {
+                while !self.is_reachable().await {
+                    tokio::time::sleep(LOOK_AGAIN_AFTER).await;
+                }
+            };
+            tokio::select! {
+                () = again => {}
+                closed = cancel => return Err(StreamingError::Closed(closed)),
+            }
+            return Err(StreamingError::Unreachable(Unreachable::from_string("the peer was not there")));
+        }
         let head = pb::SnapshotHead {
             envelope: Some(peer.envelope),
             vote: Some(convert::vote_to_pb(&vote)),
             last_log_id: snapshot.meta.last_log_id.as_ref().map(convert::log_id_to_pb),
             membership: Some(convert::stored_membership_to_pb(&snapshot.meta.last_membership)),
         };
-        let end = pb::SnapshotEnd { records: records.len() as u64 };
-        let body = snapshot_chunks(records.into_iter());
-        let chunks = std::iter::once(pb::snapshot_chunk::Chunk::Head(head))
-            .chain(body.map(pb::snapshot_chunk::Chunk::Records))
-            .chain(std::iter::once(pb::snapshot_chunk::Chunk::End(end)))
-            .map(|chunk| pb::SnapshotChunk { chunk: Some(chunk) });
-        let sent = bounded(&option, peer.client.install_snapshot(futures::stream::iter(chunks)));
+        let state = snapshot.snapshot.whole().map_err(|error| NetworkError::new(&error))?;
+        let (chunks, receiver) = mpsc::channel(SNAPSHOT_CHUNKS_AHEAD);
+        // As long as it takes for all opens of the cluster, and others need this thread. It ends with the receiver.
+        tokio::task::spawn_blocking(move || {
+            for chunk in snapshot_chunks(head, state.records()) {
+                if chunks.blocking_send(pb::SnapshotChunk { chunk: Some(chunk) }).is_err() {
+                    return;
+                }
+            }
+        });
+        let sent = bounded(&option, peer.client.install_snapshot(ReceiverStream::new(receiver)));
         let response = tokio::select! {
             response = sent => response?.into_inner(),
             closed = cancel => return Err(StreamingError::Closed(closed)),
@@ -348,11 +381,18 @@ impl RaftNetworkV2<TypeConfig> for Connection {
     }
 }
 
-/// The records of a snapshot, as many in a message as fit.
+/// A snapshot as messages, as many records in each as fit.
 fn snapshot_chunks(
-    mut records: impl Iterator<Item = Record> + Send + 'static,
-) -> impl Iterator<Item = pb::SnapshotRecords> + Send + 'static {
+    head: pb::SnapshotHead,
+    mut records: impl Iterator<Item = Record>,
+) -> impl Iterator<Item = Chunk> {
+    let mut head = Some(head);
+    let mut sent = Some(0);
     std::iter::from_fn(move || {
+        if let Some(head) = head.take() {
+            return Some(Chunk::Head(head));
+        }
+        let count = sent.as_mut()?;
         let (mut chunk, mut len) = (Vec::new(), 0);
         while len < SNAPSHOT_CHUNK_LEN
             && let Some(record) = records.next()
@@ -361,7 +401,11 @@ fn snapshot_chunks(
             len += record.encoded_len();
             chunk.push(record);
         }
-        (!chunk.is_empty()).then_some(pb::SnapshotRecords { records: chunk })
+        *count += chunk.len() as u64;
+        Some(match chunk.is_empty() {
+            true => Chunk::End(pb::SnapshotEnd { records: sent.take()? }),
+            false => Chunk::Records(pb::SnapshotRecords { records: chunk }),
+        })
     })
 }
 
@@ -370,7 +414,34 @@ mod tests {
     use proto::pb::smb::v1 as smb;
     use statedb::{Limits, LogId, Timestamp};
 
+    use super::super::tests::TIMING;
+    use super::super::types::StoredMembership;
     use super::*;
+
+    #[tokio::test]
+    async fn a_snapshot_for_a_peer_that_is_away_is_given_up_and_taken_anew_when_it_is_back() {
+        let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let voters = BTreeMap::from([(1, "127.0.0.1:1".to_owned()), (2, address.to_string())]);
+        let peers = Peers::new(1, 0, &voters, TIMING).unwrap();
+        let snapshot = || SnapshotOf::<TypeConfig, _> {
+            meta: openraft::SnapshotMeta { last_log_id: None, last_membership: StoredMembership::default() },
+            snapshot: SnapshotState::Whole(statedb::State::new(Limits::DEFAULT)),
+        };
+        let option = || RPCOption::new(Duration::from_secs(60));
+
+        let mut connection = peers.connection(2);
+        let cancel = std::future::ready(ReplicationClosed::new("another leader"));
+        let cancelled = connection.full_snapshot(Vote::new(1, 1), snapshot(), cancel, option()).await;
+        assert!(matches!(cancelled, Err(StreamingError::Closed(_))), "{cancelled:?}");
+
+        let sending = connection.full_snapshot(Vote::new(1, 1), snapshot(), std::future::pending(), option());
+        let mut sending = std::pin::pin!(sending);
+        let waited = tokio::time::timeout(5 * LOOK_AGAIN_AFTER, &mut sending).await;
+        assert!(waited.is_err(), "{waited:?}");
+        let _listener = std::net::TcpListener::bind(address).unwrap();
+        let given_up = tokio::time::timeout(Duration::from_secs(30), sending).await.unwrap();
+        assert!(matches!(given_up, Err(StreamingError::Unreachable(_))), "{given_up:?}");
+    }
 
     #[test]
     fn a_message_of_a_snapshot_holds_whatever_an_open_may_have() {
@@ -402,10 +473,17 @@ mod tests {
         };
         let meta = Record::Meta { applied: Some(LogId::default()), now: Timestamp(0), next_event: 0 };
         let records: Vec<Record> = (0..40).map(record).chain([meta]).collect();
-        let chunks: Vec<_> = snapshot_chunks(records.clone().into_iter()).collect();
-        assert!(chunks.len() > 1);
+        let chunks = snapshot_chunks(pb::SnapshotHead::default(), records.clone().into_iter());
+        let chunks: Vec<_> = chunks.map(|chunk| pb::SnapshotChunk { chunk: Some(chunk) }).collect();
+        assert!(chunks.len() > 3);
         assert!(chunks.iter().all(|chunk| chunk.encoded_len() < MESSAGE_LEN_MAX));
-        let sent = chunks.into_iter().flat_map(|chunk| chunk.records);
+        assert!(matches!(chunks[0].chunk, Some(Chunk::Head(_))));
+        let end = pb::SnapshotEnd { records: records.len() as u64 };
+        assert_eq!(chunks.last().and_then(|last| last.chunk.clone()), Some(Chunk::End(end)));
+        let sent = chunks.into_iter().flat_map(|chunk| match chunk.chunk {
+            Some(Chunk::Records(chunk)) => chunk.records,
+            _ => Vec::new(),
+        });
         let sent: Result<Vec<Record>, _> = sent.map(TryInto::try_into).collect();
         assert_eq!(sent.expect("they are sound"), records, "all of them, in order");
     }

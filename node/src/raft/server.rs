@@ -64,14 +64,19 @@ impl<A: Answers> RaftService<A> {
     }
 
     /// The state that came, if it is one and the one that was announced.
-    fn snapshot(
+    async fn snapshot(
         &self,
         last_log_id: Option<stored::LogId>,
         last_membership: StoredMembership,
         records: Vec<Record>,
     ) -> Result<SnapshotOf<TypeConfig, SnapshotState>, WireError> {
-        let state = State::from_records(self.node.limits, records)
-            .map_err(|error| WireError::invalid("SnapshotChunk", "records", error.to_string()))?;
+        let invalid = |error: String| WireError::invalid("SnapshotChunk", "records", error);
+        let limits = self.node.limits;
+        // As long as it takes for all opens of the cluster, and others need this thread.
+        let state = tokio::task::spawn_blocking(move || State::from_records(limits, records))
+            .await
+            .map_err(|error| invalid(error.to_string()))?
+            .map_err(|error| invalid(error.to_string()))?;
         let applied = state.applied();
         if applied != last_log_id.map(Into::into) {
             let found = format!("{last_log_id:?} where the records are of {applied:?}");
@@ -85,7 +90,7 @@ impl<A: Answers> RaftService<A> {
             ));
         }
         let meta = SnapshotMeta { last_log_id: last_log_id.map(convert::log_id_from_pb), last_membership };
-        Ok(SnapshotOf::<TypeConfig, _> { meta, snapshot: SnapshotState(state) })
+        Ok(SnapshotOf::<TypeConfig, _> { meta, snapshot: SnapshotState::Whole(state) })
     }
 
     /// The answer of a node that must not vote yet: no to whoever asks, without promising anything.
@@ -223,7 +228,7 @@ impl<A: Answers> Raft for RaftService<A> {
                 }
             }
         }
-        let snapshot = self.snapshot(head.last_log_id, membership, records).map_err(invalid)?;
+        let snapshot = self.snapshot(head.last_log_id, membership, records).await.map_err(invalid)?;
         let response = self.node.raft.install_full_snapshot(vote, snapshot).await.map_err(stopped)?;
         Ok(Response::new(pb::SnapshotResponse { vote: Some(convert::vote_to_pb(&response.vote)) }))
     }

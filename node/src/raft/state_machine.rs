@@ -226,17 +226,33 @@ impl StateMachine {
             let machine = shared.machine.read().unwrap_or_else(PoisonError::into_inner);
             SnapshotOf::<TypeConfig, _> {
                 meta: machine.snapshot_meta(),
-                snapshot: SnapshotState(machine.state.clone()),
+                snapshot: SnapshotState::Whole(machine.state.clone()),
             }
         });
         copy.await.map_err(io::Error::other)
     }
 }
 
-/// A whole state on its way. What came from a peer was made a state, and checked, when it came: Raft ends a node whose
+/// A state on its way. What came from a peer was made a state, and checked, when it came: Raft ends a node whose
 /// state machine cannot install what it is given.
 #[derive(Clone, Debug)]
-pub(super) struct SnapshotState(pub(super) State);
+pub(super) enum SnapshotState {
+    /// The applied state itself, which is always there. Raft asks for a snapshot after so many entries only to know up to
+    /// where it may purge the log, and a copy that nobody looks at would keep commands waiting while it is made.
+    Applied,
+    /// A copy, for a peer or from one.
+    Whole(State),
+}
+
+impl SnapshotState {
+    /// The copy.
+    pub(super) fn whole(self) -> io::Result<State> {
+        match self {
+            Self::Whole(state) => Ok(state),
+            Self::Applied => Err(io::Error::other("a snapshot that was taken to purge the log is no copy")),
+        }
+    }
+}
 
 impl Machine {
     fn new(state: State, membership: StoredMembership) -> Self {
@@ -439,9 +455,15 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     async fn install_snapshot(
         &mut self,
         meta: &SnapshotMetaOf<TypeConfig>,
-        SnapshotState(state): SnapshotState,
+        snapshot: SnapshotState,
     ) -> io::Result<()> {
-        let stored = state.records().filter_map(|record| stored_record(&record)).collect();
+        let state = snapshot.whole()?;
+        // As long as it takes for all opens of the cluster, and others need this thread.
+        let encoding = tokio::task::spawn_blocking(move || {
+            let stored = state.records().filter_map(|record| stored_record(&record)).collect();
+            (state, stored)
+        });
+        let (state, stored) = encoding.await.map_err(io::Error::other)?;
         let (applied, next_event) = (state.applied(), state.next_event());
         let machine = Machine::new(state, meta.last_membership.clone());
         self.writer.replace(machine.meta(), stored).await.map_err(io::Error::other)?;
@@ -460,12 +482,11 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
     type SnapshotData = SnapshotState;
 
-    /// A snapshot of memory, as of now. The stored copy is brought as far on disk, because Raft purges the
-    /// log up to here next.
+    /// The state as of now, which is brought as far on disk, because Raft purges the log up to here next.
     async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<TypeConfig, SnapshotState>> {
-        let snapshot = self.snapshot().await?;
+        let meta = self.shared.machine.read().unwrap_or_else(PoisonError::into_inner).snapshot_meta();
         self.writer.sync().await.map_err(io::Error::other)?;
-        Ok(snapshot)
+        Ok(SnapshotOf::<TypeConfig, _> { meta, snapshot: SnapshotState::Applied })
     }
 }
 

@@ -23,7 +23,7 @@ use crate::rpc::listen;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Slower than the defaults: many tests run at once on few processors.
-const TIMING: RaftTiming = RaftTiming {
+pub(super) const TIMING: RaftTiming = RaftTiming {
     heartbeat_interval: Duration::from_millis(50),
     election_timeout_min: Duration::from_millis(200),
     election_timeout_max: Duration::from_millis(400),

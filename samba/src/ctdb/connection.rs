@@ -81,6 +81,14 @@ impl Connection {
         Ok(reply.status != NORMAL)
     }
 
+    /// What keeps two parts of a cluster that do not see each other from both going on: the `cluster lock` of
+    /// ctdb.conf(5), called `recovery lock` before. `None` where there is none.
+    pub fn cluster_lock(&mut self) -> Result<Option<String>, CtdbError> {
+        let reply = self.question("ask for the cluster lock", Opcode::GetClusterLock, &[])?;
+        let lock = reply.data.split(|byte| *byte == 0).next().unwrap_or_default();
+        Ok((!lock.is_empty()).then(|| String::from_utf8_lossy(lock).into_owned()))
+    }
+
     /// The volatile database of this name, which is made if there is none. Waits for the end of a recovery.
     pub fn attach(&mut self, name: &str) -> Result<DatabaseId, CtdbError> {
         let reply = self.question("attach a database", Opcode::AttachDatabase, &terminated(name))?;

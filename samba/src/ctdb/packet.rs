@@ -68,6 +68,7 @@ pub(super) enum Opcode {
     GetDatabaseName = 25,
     GetPnn = 35,
     GetNodeMap = 91,
+    GetClusterLock = 99,
     ScheduleForDeletion = 128,
     GetOpenFlags = 149,
     CheckPidAndServiceId = 151,

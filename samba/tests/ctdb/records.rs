@@ -49,6 +49,7 @@ fn one_node_is_asked_what_it_has() {
     let (connection, database) = &mut node;
     assert_eq!(connection.pnn(), Pnn(0));
     assert!(!connection.is_recovering().unwrap());
+    assert!(connection.cluster_lock().unwrap().unwrap().ends_with("/recovery.lock"));
     let map = connection.node_map().unwrap();
     assert!(map.len() == 1 && map[0].pnn == Pnn(0) && map[0].is_active(), "{map:?}");
 

@@ -233,10 +233,12 @@ impl Chaos {
         Ok(())
     }
 
-    /// Waits until all clients are as wanted. It is taken down if they never are.
-    async fn all(&self, what: &str, wanted: impl Fn(&[Seat]) -> bool) -> bool {
+    /// Waits until all clients are as wanted. It is taken down if they never are. Meanwhile an `smbd` that is fenced is
+    /// started again.
+    async fn all(&mut self, what: &str, wanted: impl Fn(&[Seat]) -> bool) -> bool {
         let deadline = Instant::now() + ALL_TIMEOUT;
         while !self.world.seats(|seats| wanted(seats)) {
+            self.cluster.restart_fenced().await;
             if Instant::now() >= deadline {
                 let state = self
                     .world
@@ -401,7 +403,7 @@ impl Chaos {
 
     /// Lets everybody stand still. Nobody is let in meanwhile, so whoever has just lost its connection, such as to a node
     /// whose sidecar was not back in time, has to come back first. Returns false if somebody never does.
-    async fn everybody_stands_still(&self) -> bool {
+    async fn everybody_stands_still(&mut self) -> bool {
         let still = |seats: &[Seat]| seats.iter().all(|seat| seat.still.is_some());
         let away = |seats: &[Seat]| seats.iter().any(|seat| seat.still.is_none() && !seat.settled);
         loop {
