@@ -78,15 +78,16 @@ impl Leadership {
         Answer::GoOn { quorum_age: now.saturating_duration_since(quorum_acked) }
     }
 
-    /// The incarnations to declare down now.
-    fn overdue(&self, raft: &RaftNode) -> Vec<Owner> {
-        let Some(leading) = raft.leading().filter(|leading| leading.caught_up) else { return Vec::new() };
+    /// The incarnations to declare down now, and the term in which this node may.
+    fn overdue(&self, raft: &RaftNode) -> Option<(u64, Vec<Owner>)> {
+        let leading = raft.leading().filter(|leading| leading.caught_up)?;
         let up = raft.read(|state| {
             let up = state.nodes().filter(|(_, node)| node.state == NodeState::Up);
             up.map(|(id, node)| Owner { node: id, incarnation: node.incarnation }).collect::<Vec<_>>()
         });
         let mut detector = self.detector();
-        self.of_term(&mut detector, leading.term, leading.since).overdue(up, Instant::now())
+        let overdue = self.of_term(&mut detector, leading.term, leading.since).overdue(up, Instant::now());
+        Some((leading.term, overdue))
     }
 
     fn of_term<'a>(
@@ -114,13 +115,12 @@ impl Leadership {
 pub async fn lead(raft: Arc<RaftNode>, leadership: Arc<Leadership>, stop: CancellationToken) {
     let look_every = leadership.timing.heartbeat_interval() / LOOKS_PER_HEARTBEAT;
     while !sleep_or_stop(look_every, &stop).await {
-        if raft.leading().is_none() {
-            continue;
-        }
-        for owner in leadership.overdue(&raft) {
+        let Some((term, overdue)) = leadership.overdue(&raft) else { continue };
+        for owner in overdue {
             warn!(node_id = %owner.node, incarnation = %owner.incarnation, "a node is silent, declaring it down");
             let verdict = Command::NodeDown { node: owner.node, incarnation: owner.incarnation };
-            match raft.propose(verdict).await {
+            // A leader that was paused finds all silent when it goes on. Its successor must not take its word for it.
+            match raft.propose_in_term(term, verdict).await {
                 Ok((_, Outcome::NodeDown { disconnected, closed })) => info!(
                     node_id = %owner.node, incarnation = %owner.incarnation,
                     disconnected = disconnected.len(), closed = closed.len(),

@@ -238,6 +238,8 @@ struct Node {
     sidecar: Option<ProcessGroup>,
     smbd: Option<Smbd>,
     ctdbd: Option<Ctdbd>,
+    /// Stopped where it is; nobody starts anything there.
+    is_paused: bool,
 }
 
 /// Where the processes of a cluster find each other.
@@ -481,11 +483,12 @@ impl Cluster {
     }
 
     /// Starts every `smbd` again that has ended by itself while its sidecar runs, as a service manager does with one that
-    /// was fenced. Does not wait until the cluster counts it as up.
+    /// was fenced; the one of a paused node is paused too. Does not wait until the cluster counts it as up.
     pub async fn restart_fenced(&mut self) {
-        for Node { smbd, sidecar, .. } in &mut self.nodes {
+        for Node { smbd, sidecar, is_paused, .. } in &mut self.nodes {
             if let Some(smbd) = smbd
                 && smbd.has_ended()
+                && !*is_paused
                 && sidecar.as_mut().is_some_and(ProcessGroup::is_running)
             {
                 // Fenced once more while it was starting, if at all; the next call tries again.
@@ -534,6 +537,7 @@ impl Cluster {
             ctdbd.iter().for_each(Ctdbd::send_kill);
         }
         for node in nodes {
+            self.nodes[node].is_paused = false;
             self.kill_sidecar(node)?;
             self.kill_smbd(node)?;
             self.kill_ctdbd(node)?;
@@ -585,14 +589,16 @@ impl Cluster {
     }
 
     /// Stops a node's processes where they are, as a virtual machine that is being moved.
-    pub fn pause(&self, node: usize) {
+    pub fn pause(&mut self, node: usize) {
+        self.nodes[node].is_paused = true;
         self.pause_sidecar(node);
         self.nodes[node].smbd.iter().for_each(Smbd::pause);
         self.nodes[node].ctdbd.iter().for_each(Ctdbd::pause);
     }
 
     /// Lets them go on.
-    pub fn resume(&self, node: usize) {
+    pub fn resume(&mut self, node: usize) {
+        self.nodes[node].is_paused = false;
         self.resume_sidecar(node);
         self.nodes[node].smbd.iter().for_each(Smbd::resume);
         self.nodes[node].ctdbd.iter().for_each(Ctdbd::resume);
@@ -769,6 +775,7 @@ impl Node {
             sidecar: None,
             smbd,
             ctdbd,
+            is_paused: false,
         })
     }
 }

@@ -518,7 +518,7 @@ async fn a_client_that_comes_back_before_its_node_is_found_dead_is_held_until_it
 /// A node that is paused does not know that it has lost its client, and would go on for it when it wakes up.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_takes_nothing_from_a_node_that_is_paused_before_that_is_found_dead() {
-    let Site { servers: [alpha, beta, _gamma], cluster } = Site::of_its_own().await;
+    let Site { servers: [alpha, beta, _gamma], mut cluster } = Site::of_its_own().await;
     let mut operator = Notices::of_all(&cluster.sidecar(1), None).await.unwrap();
     let machine = ClientMachine::new();
     let create = machine.durable_create("paused", RWH);

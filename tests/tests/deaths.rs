@@ -7,6 +7,7 @@ use harness::{
     samba::{SambaTools, samba_or_skip},
     smb_client::{Client, CreateRequest, Opened, Tree},
 };
+use proto::pb::ops::v1::StatusResponse;
 
 /// The program that can be `holdfast`.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_demo");
@@ -121,7 +122,7 @@ async fn a_restarted_sidecar_takes_up_its_smbd() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_paused_node_wakes_up_fenced() {
     let Some(tools) = samba_or_skip() else { return };
-    let cluster = cluster(tools).await;
+    let mut cluster = cluster(tools).await;
     let client = Client::new(cluster.credentials());
     let (stale_session, share) = cluster.connect(&client, 0).await.unwrap();
     let stale = open(&share, "file").await;
@@ -135,6 +136,31 @@ async fn a_paused_node_wakes_up_fenced() {
     stale.write(0, b"never!").await.unwrap_err();
     tokio::time::timeout(FENCED_WITHIN, stale_session.ended()).await.expect("the paused smbd still serves");
     assert_eq!(std::fs::read(cluster.site().share_dir().join("file")).unwrap(), b"before");
+}
+
+/// A leader that was paused has heard of nobody when it goes on. That is nobody's death but its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_wakes_up_declares_nobody_down() {
+    let Some(tools) = samba_or_skip() else { return };
+    let mut cluster = cluster(tools).await;
+    let leader = cluster.leader().await.unwrap();
+    let witness = another(&cluster, &[leader]);
+    let is_up = |status: &StatusResponse, node| {
+        status.nodes.iter().any(|other| other.node_id == node_id(node) && other.up && other.incarnation == 1)
+    };
+
+    cluster.pause(leader);
+    let down = |status: &StatusResponse| !is_up(status, leader);
+    cluster.wait_until("the leader's verdict", witness, down).await.unwrap();
+    cluster.resume(leader);
+
+    // Longer than it takes the old leader to find out that it is one no more, and to have anything committed.
+    for _ in 0..30 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let status = cluster.status(witness).await.unwrap();
+        let others = (0..cluster.len()).filter(|&node| node != leader);
+        assert!(others.into_iter().all(|node| is_up(&status, node)), "{:?}", status.nodes);
+    }
 }
 
 /// A sidecar that dies and stays dead takes its `smbd` with it, and then its opens may be had elsewhere.

@@ -505,8 +505,31 @@ impl RaftNode {
     ///
     /// [`ProposeError::NotLeader`] if this node does not lead; never [`ProposeError::NoLeader`].
     pub async fn propose_local(&self, command: Command) -> Result<(LogId, Outcome), ProposeError> {
+        self.propose_leading(|_| true, command).await
+    }
+
+    /// Proposes what only the leader of a certain term may want, because it follows from what that one knows: never
+    /// through another leader.
+    ///
+    /// # Errors
+    ///
+    /// [`ProposeError::NotLeader`] if this node does not lead in this term, or not any more; never
+    /// [`ProposeError::NoLeader`].
+    pub async fn propose_in_term(
+        &self,
+        term: u64,
+        command: Command,
+    ) -> Result<(LogId, Outcome), ProposeError> {
+        self.propose_leading(|leading| leading.term == term, command).await
+    }
+
+    async fn propose_leading(
+        &self,
+        is_wanted: impl FnOnce(&Leading) -> bool,
+        command: Command,
+    ) -> Result<(LogId, Outcome), ProposeError> {
         let not_leader = || ProposeError::NotLeader { leader: self.leader() };
-        let leading = self.leading().ok_or_else(not_leader)?;
+        let leading = self.leading().filter(is_wanted).ok_or_else(not_leader)?;
         let proposed = convert::proposed(self.stamp(leading), command);
         let len = proposed.encoded.len();
         if len > COMMAND_LEN_MAX {
