@@ -51,6 +51,8 @@ const DELETES: Table = Table::new(6);
 pub enum News {
     /// Some entries, in order.
     Applied {
+        /// The newest of them.
+        upto: Option<statedb::LogId>,
         /// The commands, and what came of them.
         entries: Vec<AppliedEntry>,
         /// What they changed, together.
@@ -168,11 +170,8 @@ impl AppliedState {
     }
 
     fn publish(&self, applied: Option<statedb::LogId>, news: News) {
-        let is_news = !matches!(&news, News::Applied { entries, .. } if entries.is_empty());
-        if is_news {
-            // Nobody may be listening yet.
-            let _ = self.news.send(Arc::new(news));
-        }
+        // Nobody may be listening yet.
+        let _ = self.news.send(Arc::new(news));
         self.applied.send_replace(applied);
     }
 }
@@ -441,7 +440,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             };
             self.writer.write(meta, stored_changes).await.map_err(io::Error::other)?;
             self.shared.events.push(events);
-            let news = News::Applied { entries: applied_entries, changes };
+            let news = News::Applied { upto: applied, entries: applied_entries, changes };
             self.shared.publish(applied, news);
             answers.into_iter().for_each(|(responder, outcome)| responder.send(outcome));
         }

@@ -319,9 +319,10 @@ impl Capture {
         let record = OpenGlobal::decode(self.settings.layout, value)?;
         let id = record.open_persistent_id;
         let Some(cookie) = record.backend_cookie.as_ref().filter(|_| record.durable) else {
-            // Not durable, or not any more.
-            let known = self.opens().get(id).is_some();
-            return if known { self.close(id).await } else { Ok(()) };
+            // Not durable, or not any more. An open whose file smbd is about to delete is closed when its record goes: if
+            // smbd dies before it has deleted the file, somebody else has to.
+            let deletes_its_file = self.opens().get(id).map(|local| local.description.deletes_its_file());
+            return if deletes_its_file == Some(false) { self.close(id).await } else { Ok(()) };
         };
         let _in_order = self.stripe(cookie.file).await;
         let local = self.opens().get(id).cloned();

@@ -192,21 +192,24 @@ impl Lookout {
     ///
     /// By the entry at `applied` or a later one: who asks has looked that far.
     pub async fn is_settled(&self, open: DurableFileId, applied: u64) -> bool {
-        if timeout(self.timing.heartbeat_interval(), self.raft.applied_through(applied)).await.is_err() {
-            return false;
-        }
-        let Some(smbd) = self.smbd().clone().filter(|smbd| !smbd.ended.is_cancelled()) else { return false };
-        let (found, keeper, index) = self.raft.read(|state| {
-            let found = state.open(open).map(|open| (open.holder(), open.deadline().is_some()));
-            (found, keeper_of_orphans(state), state.applied().map_or(0, |log_id| log_id.index))
-        });
-        match found {
-            None => true,
-            Some((Some(owner), is_kept)) => {
-                owner == smbd.owner && smbd.has(open) && (!is_kept || self.reconciled.has_placed(open, index))
+        let settled = async {
+            self.raft.applied_through(applied).await;
+            let smbd = self.smbd().clone().filter(|smbd| !smbd.ended.is_cancelled())?;
+            let (found, keeper, index) = self.raft.read(|state| {
+                let found = state.open(open).map(|open| (open.holder(), open.deadline().is_some()));
+                (found, keeper_of_orphans(state), state.applied().map_or(0, |log_id| log_id.index))
+            });
+            let (is_ours, is_kept) = match found {
+                None => return Some(()),
+                Some((Some(owner), is_kept)) => (owner == smbd.owner && smbd.has(open), is_kept),
+                Some((None, _)) => (keeper == Some(self.node), true),
+            };
+            if is_ours && is_kept {
+                self.reconciled.placed(open, index).await;
             }
-            Some((None, _)) => keeper == Some(self.node) && self.reconciled.has_placed(open, index),
-        }
+            is_ours.then_some(())
+        };
+        matches!(timeout(self.timing.heartbeat_interval(), settled).await, Ok(Some(())))
     }
 
     fn whose(&self, open: DurableFileId) -> Whose {

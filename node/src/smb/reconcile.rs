@@ -20,7 +20,7 @@ use statedb::{
     Arbiter, DeletePending, DeleteState, DurableFileId, FileKey, NodeState, OpenDescription, OpenState,
     Owner, ShareName, State,
 };
-use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
@@ -122,11 +122,16 @@ impl Reconciled {
         }
     }
 
-    /// Whether an orphan is in place as the entry at `index` left it, or cannot be placed at all.
-    #[must_use]
-    pub fn has_placed(&self, orphan: DurableFileId, index: u64) -> bool {
-        let progress = self.0.borrow();
-        progress.index.is_some_and(|done| done >= index) && !progress.behind.contains_key(&orphan)
+    /// Resolves when an orphan is in place as the entry at `index` left it. Never, if that cannot be done: the caller
+    /// bounds the wait.
+    pub async fn placed(&self, orphan: DurableFileId, index: u64) {
+        let mut progress = self.0.clone();
+        let reached = progress.wait_for(|progress| {
+            progress.index.is_some_and(|done| done >= index) && !progress.behind.contains_key(&orphan)
+        });
+        if reached.await.is_err() {
+            std::future::pending().await
+        }
     }
 }
 
@@ -157,6 +162,9 @@ pub struct Reconciler {
     /// Whether these were looked at already.
     has_looked: bool,
     held: BTreeMap<DurableFileId, Held>,
+    /// Up to which entry it is known what has changed. The state may be ahead of that: a pass that looks at what has
+    /// changed has not seen to what is in news that are still on their way.
+    heard: Option<u64>,
     /// The incarnations that are up; looked at under ctdb only.
     up: BTreeSet<Owner>,
     /// Orphans that could not be placed and were said so once; it is tried many times a second.
@@ -199,6 +207,7 @@ impl Reconciler {
             incarnation: None,
             has_looked: false,
             held: BTreeMap::new(),
+            heard: None,
             up: BTreeSet::new(),
             complained_of: BTreeSet::new(),
             settled: BTreeSet::new(),
@@ -252,20 +261,39 @@ impl Reconciler {
             };
             changed = Some(left.unplaced.clone());
             tokio::select! {
-                heard = news.recv() => match heard.as_deref() {
-                    Ok(News::Applied { changes, .. }) => {
-                        let of_shares = self.opens_of(&changes.shares);
-                        let changed = changed.get_or_insert_default();
-                        changed.extend(changes.opens.iter().copied());
-                        changed.extend(of_shares);
+                heard = news.recv() => {
+                    if matches!(heard, Err(RecvError::Closed)) {
+                        return;
                     }
-                    Ok(News::Replaced) | Err(RecvError::Lagged(_)) => changed = None,
-                    Err(RecvError::Closed) => return,
-                },
+                    self.hear(heard.ok(), &mut changed);
+                    // What has come meanwhile is done in the same pass.
+                    loop {
+                        match news.try_recv() {
+                            Ok(heard) => self.hear(Some(heard), &mut changed),
+                            Err(TryRecvError::Lagged(_)) => self.hear(None, &mut changed),
+                            Err(TryRecvError::Empty | TryRecvError::Closed) => break,
+                        }
+                    }
+                }
                 changed = incarnation.changed() => if changed.is_err() { return },
                 () = retry => {}
                 () = stop.cancelled() => return,
             }
+        }
+    }
+
+    /// Notes which opens some news are about; `None` stands for news that were missed. From then on everything may have
+    /// changed.
+    fn hear(&mut self, news: Option<Arc<News>>, changed: &mut Option<BTreeSet<DurableFileId>>) {
+        match news.as_deref() {
+            Some(News::Applied { upto, changes, .. }) => {
+                self.heard = self.heard.max(upto.map(|log_id| log_id.index));
+                if let Some(changed) = changed {
+                    changed.extend(changes.opens.iter().copied());
+                    changed.extend(self.opens_of(&changes.shares));
+                }
+            }
+            Some(News::Replaced) | None => *changed = None,
         }
     }
 
@@ -389,8 +417,12 @@ impl Reconciler {
                 let known = state.opens().map(|open| open.description.durable_file_id);
                 known.chain(self.held.keys().copied()).collect()
             };
-            let changed: BTreeSet<_> = changed.filter(|_| !has_lost_records).unwrap_or_else(all);
-            let mut plan = Plan { index: state.applied().map(|log_id| log_id.index), ..Plan::default() };
+            let changed = changed.filter(|_| !has_lost_records);
+            if changed.is_none() {
+                self.heard = state.applied().map(|log_id| log_id.index);
+            }
+            let changed: BTreeSet<_> = changed.unwrap_or_else(all);
+            let mut plan = Plan { index: self.heard, ..Plan::default() };
             let is_ours = |pending: &DeletePending| {
                 pending.arbiter != Arbiter::Cluster
                     && self.incarnation.is_some()

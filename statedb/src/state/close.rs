@@ -146,7 +146,7 @@ fn deletes_its_file(open: &Open) -> bool {
     let description = &open.description;
     open.arbiter != Arbiter::Cluster
         && matches!(description.durability, Durability::DurableV1 | Durability::DurableV2)
-        && (description.delete_on_close || description.create_options.deletes_on_close())
+        && description.deletes_its_file()
 }
 
 /// Whether a durable open has byte-range locks and no write caching, without which nothing keeps others from the ranges

@@ -159,6 +159,13 @@ pub struct OpenDescription {
 }
 
 impl OpenDescription {
+    /// Whether the file is deleted with the open, be it that this was asked for when it was opened or that it was marked
+    /// later.
+    #[must_use]
+    pub fn deletes_its_file(&self) -> bool {
+        self.delete_on_close || self.create_options.deletes_on_close()
+    }
+
     /// Whether the open outlives the loss of its connection (MS-SMB2 3.3.7.1): a break that nobody can
     /// acknowledge any more takes the open with it.
     #[must_use]

@@ -34,10 +34,7 @@ impl Capture {
                 sleep(LOOK_AGAIN_AFTER).await;
             }
             // Its record is as the process has left it, unless this sidecar has to rewrite or to remove it.
-            let changed_at = self.record_changed_at(id);
-            while !reconciled.has_placed(id, changed_at) {
-                sleep(LOOK_AGAIN_AFTER).await;
-            }
+            reconciled.placed(id, self.record_changed_at(id)).await;
         };
         match timeout(LETS_GO_WITHIN, let_go).await {
             Ok(()) => debug!(durable_file_id = %id, held = ?asked_at.elapsed(), "smbd may look at an open"),
