@@ -5,7 +5,7 @@ use std::time::Duration;
 use harness::{
     cluster::{Cluster, ClusterOptions, node_id},
     samba::{SambaTools, samba_or_skip},
-    smb_client::{Client, CreateRequest, Opened, Tree},
+    smb_client::{Client, CreateRequest, NtStatus, Opened, Tree},
 };
 use proto::pb::ops::v1::StatusResponse;
 
@@ -115,6 +115,40 @@ async fn a_restarted_sidecar_takes_up_its_smbd() {
     let (_session, share) = cluster.connect(&client, 1).await.unwrap();
     assert_reclaimed(&share, &before).await;
     assert_reclaimed(&share, &after).await;
+}
+
+/// A process dies while its sidecar is away, and somebody else writes the file before the new sidecar has looked at what
+/// there is. Whoever cached it must not have it back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cache_that_has_gone_stale_while_the_sidecar_was_away_is_not_given_back() {
+    /// The more there is, the longer the new sidecar looks.
+    const OTHERS: usize = 300;
+    let Some(tools) = samba_or_skip() else { return };
+    let mut options = ClusterOptions::with_samba(PROGRAM, tools);
+    // Time enough to start a process on a machine that is busy with other tests.
+    options.timing = vec![("self_fence_after_ms", 8_000), ("node_down_after_ms", 10_000)];
+    let mut cluster = Cluster::start(options).await.unwrap();
+    let [owner, other] = [(); 2].map(|()| Client::new(cluster.credentials()));
+    let (session, share) = cluster.connect(&owner, 0).await.unwrap();
+    let cached = open(&share, "file").await;
+    for number in 0..OTHERS {
+        open(&share, &format!("other {number}")).await;
+    }
+    let (_session, others_share) = cluster.connect(&other, 0).await.unwrap();
+
+    cluster.kill_sidecar(0).unwrap();
+    cluster.smbd(0).kill_child(session.client_address()).await.unwrap();
+    let writing = tokio::spawn(async move {
+        let written = others_share.create(CreateRequest::new("file")).await?;
+        written.write(0, b"new").await?;
+        written.close().await
+    });
+    cluster.start_sidecar(0).unwrap();
+    writing.await.unwrap().unwrap();
+
+    let (_session, share) = cluster.connect(&owner, 0).await.unwrap();
+    let refusal = share.create(cached.reconnect_request()).await.unwrap_err();
+    assert_eq!(refusal.status(), Some(NtStatus::OBJECT_NAME_NOT_FOUND), "{refusal}");
 }
 
 /// Promise 2: a node that was paused so long that its opens went elsewhere does nothing more for its clients

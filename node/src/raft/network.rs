@@ -425,7 +425,7 @@ mod tests {
         let peers = Peers::new(1, 0, &voters, TIMING).unwrap();
         let snapshot = || SnapshotOf::<TypeConfig, _> {
             meta: openraft::SnapshotMeta { last_log_id: None, last_membership: StoredMembership::default() },
-            snapshot: SnapshotState::Whole(statedb::State::new(Limits::DEFAULT)),
+            snapshot: SnapshotState::Whole(Box::new(statedb::State::new(Limits::DEFAULT))),
         };
         let option = || RPCOption::new(Duration::from_secs(60));
 

@@ -90,7 +90,7 @@ impl<A: Answers> RaftService<A> {
             ));
         }
         let meta = SnapshotMeta { last_log_id: last_log_id.map(convert::log_id_from_pb), last_membership };
-        Ok(SnapshotOf::<TypeConfig, _> { meta, snapshot: SnapshotState::Whole(state) })
+        Ok(SnapshotOf::<TypeConfig, _> { meta, snapshot: SnapshotState::Whole(Box::new(state)) })
     }
 
     /// The answer of a node that must not vote yet: no to whoever asks, without promising anything.

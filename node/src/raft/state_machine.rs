@@ -225,7 +225,7 @@ impl StateMachine {
             let machine = shared.machine.read().unwrap_or_else(PoisonError::into_inner);
             SnapshotOf::<TypeConfig, _> {
                 meta: machine.snapshot_meta(),
-                snapshot: SnapshotState::Whole(machine.state.clone()),
+                snapshot: SnapshotState::Whole(Box::new(machine.state.clone())),
             }
         });
         copy.await.map_err(io::Error::other)
@@ -240,14 +240,14 @@ pub(super) enum SnapshotState {
     /// where it may purge the log, and a copy that nobody looks at would keep commands waiting while it is made.
     Applied,
     /// A copy, for a peer or from one.
-    Whole(State),
+    Whole(Box<State>),
 }
 
 impl SnapshotState {
     /// The copy.
     pub(super) fn whole(self) -> io::Result<State> {
         match self {
-            Self::Whole(state) => Ok(state),
+            Self::Whole(state) => Ok(*state),
             Self::Applied => Err(io::Error::other("a snapshot that was taken to purge the log is no copy")),
         }
     }

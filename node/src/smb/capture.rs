@@ -710,7 +710,7 @@ impl Capture {
                 Changed::Gone
                     if database == Database::Locking
                         && !self.settings.is_clustered()
-                        && ![Some(process), Some(UNKNOWN_PROCESS)].contains(&local.process) =>
+                        && is_purged_by(process, &local, &before) =>
                 {
                     effects.purged.push(local.description.durable_file_id);
                 }
@@ -862,6 +862,18 @@ fn stripe_of(file: FileKey) -> usize {
 /// An open as its image has it now; what no record says of it stays as it was.
 fn described(image: &OpenImage, before: &OpenDescription) -> OpenDescription {
     OpenDescription { create_options: before.create_options, ..image.describe(before.share.clone()) }
+}
+
+/// Whether an open whose entry `process` takes from the share modes is purged by that, and not being closed by the
+/// process that has it.
+fn is_purged_by(process: u32, local: &LocalOpen, image: &OpenImage) -> bool {
+    match local.process {
+        // This sidecar was restarted, and knows it from the image only, which may be older than the last claim. If that
+        // one lives, it is this one.
+        Some(UNKNOWN_PROCESS) => process_of(image.open_global().holder())
+            .is_some_and(|holder| holder != process && is_doomed(holder)),
+        holder => holder != Some(process),
+    }
 }
 
 fn process_of(holder: Holder) -> Option<u32> {
