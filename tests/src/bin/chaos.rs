@@ -50,6 +50,9 @@ struct Arguments {
     /// The sidecars' log filter.
     #[arg(long, value_name = "FILTER", default_value = "info")]
     log: String,
+    /// Samba's log level.
+    #[arg(long, value_name = "LEVEL", default_value_t = 0)]
+    log_level: u8,
     /// Also write the result as a JSON document.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -75,6 +78,7 @@ async fn unleash(arguments: Arguments) -> Result<ExitCode, Box<dyn Error>> {
         cluster = cluster.patient();
     }
     cluster.log.clone_from(&arguments.log);
+    cluster.smbd.log_level = arguments.log_level;
     let evidence = arguments.evidence.clone();
     let report = chaos::run(Options {
         seed,
