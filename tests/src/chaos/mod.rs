@@ -254,7 +254,15 @@ impl Chaos {
 
     /// Whom a round's blow hits: by the present state of the cluster.
     async fn victims(&mut self, round: &Round) -> Result<(Vec<usize>, &'static str), ChaosError> {
-        let serving = self.serving(round.aim);
+        let mut serving = self.serving(round.aim);
+        // A paused leader of CTDB keeps the cluster lock, here a file, until it goes on, and nobody recovers meanwhile. Where
+        // nodes are machines, the file system takes the lock from one that hangs.
+        if round.death == Death::Pause
+            && let Some(ctdbd) = self.cluster.ctdbd(serving)
+            && ctdbd.status().await.and_then(|status| status.leader) == Some(serving)
+        {
+            serving = (serving + 1) % self.cluster.len();
+        }
         let leader = if self.options.cluster.protected { self.cluster.leader().await? } else { serving };
         Ok(match round.death {
             Death::Leader => (vec![leader], "leads"),
