@@ -19,6 +19,13 @@ async fn cluster(tools: SambaTools) -> Cluster {
     Cluster::start(ClusterOptions::with_samba(PROGRAM, tools).patient()).await.unwrap()
 }
 
+async fn cluster_whose_sidecars_may_restart(tools: SambaTools) -> Cluster {
+    let mut options = ClusterOptions::with_samba(PROGRAM, tools);
+    // Time enough to start a process on a machine that is busy with other tests.
+    options.timing = vec![("self_fence_after_ms", 8_000), ("node_down_after_ms", 10_000)];
+    Cluster::start(options).await.unwrap()
+}
+
 async fn open(share: &Tree, path: &str) -> Opened {
     let open = share.create(CreateRequest::durable_v2_with_lease(path)).await.unwrap();
     assert!(open.is_durable());
@@ -94,10 +101,7 @@ async fn the_owner_goes_on_when_the_leader_dies() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restarted_sidecar_takes_up_its_smbd() {
     let Some(tools) = samba_or_skip() else { return };
-    let mut options = ClusterOptions::with_samba(PROGRAM, tools);
-    // Time enough to start a process on a machine that is busy with other tests.
-    options.timing = vec![("self_fence_after_ms", 8_000), ("node_down_after_ms", 10_000)];
-    let mut cluster = Cluster::start(options).await.unwrap();
+    let mut cluster = cluster_whose_sidecars_may_restart(tools).await;
     let client = Client::new(cluster.credentials());
     let (session, share) = cluster.connect(&client, 0).await.unwrap();
     let before = open(&share, "before").await;
@@ -124,10 +128,7 @@ async fn a_cache_that_has_gone_stale_while_the_sidecar_was_away_is_not_given_bac
     /// The more there is, the longer the new sidecar looks.
     const OTHERS: usize = 300;
     let Some(tools) = samba_or_skip() else { return };
-    let mut options = ClusterOptions::with_samba(PROGRAM, tools);
-    // Time enough to start a process on a machine that is busy with other tests.
-    options.timing = vec![("self_fence_after_ms", 8_000), ("node_down_after_ms", 10_000)];
-    let mut cluster = Cluster::start(options).await.unwrap();
+    let mut cluster = cluster_whose_sidecars_may_restart(tools).await;
     let [owner, other] = [(); 2].map(|()| Client::new(cluster.credentials()));
     let (session, share) = cluster.connect(&owner, 0).await.unwrap();
     let cached = open(&share, "file").await;

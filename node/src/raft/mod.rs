@@ -375,11 +375,12 @@ impl RaftNode {
     /// Waits until the state, as far as this node has applied it, is as wanted. For ever, if it never is.
     pub async fn until(&self, wanted: impl Fn(&State) -> bool) {
         let mut applied = self.applied.watch();
-        // Marked as seen before each look, so that no change between a look and the next wait is missed.
-        while !{
+        loop {
+            // Marked as seen before the look, so that no change between that and the wait is missed.
             applied.mark_unchanged();
-            self.read(&wanted)
-        } {
+            if self.read(&wanted) {
+                return;
+            }
             if applied.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }

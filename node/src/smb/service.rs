@@ -495,7 +495,7 @@ impl SmbService {
         self.tracker.bind(instance, until);
         // It need not say anything for hours, and as long as it lives there is somebody to serve clients.
         match self.watch_process(&incarnation, main_process) {
-            Ok(()) => drop(tokio::spawn(Arc::clone(self).end_children(Arc::clone(&incarnation)))),
+            Ok(()) => drop(tokio::spawn(Arc::clone(&incarnation).end_children())),
             Err(error) => warn!(main_process, %error, "the main process of smbd cannot be watched"),
         }
         tokio::spawn(Arc::clone(self).take_stock(Arc::clone(&incarnation)));
@@ -540,24 +540,6 @@ impl SmbService {
         }
     }
 
-    /// Ends what outlives the main process of an incarnation, such as a child that hangs: it would keep shares from the
-    /// nodes that can serve them.
-    async fn end_children(self: Arc<Self>, incarnation: Arc<Incarnation>) {
-        let outlived = async {
-            incarnation.processes.without(incarnation.main_process).await;
-            tokio::time::sleep(CHILDREN_FOLLOW_WITHIN).await;
-        };
-        tokio::select! {
-            () = outlived => {
-                let left = incarnation.processes.count();
-                warn!(incarnation = %incarnation.owner.incarnation, left, "the main process of smbd has ended, and its children have not: they are ended");
-                // The end of the last one is the end of the incarnation.
-                incarnation.processes.kill_all();
-            }
-            () = incarnation.ended.cancelled() => {}
-        }
-    }
-
     fn conclude(&self, incarnation: &Incarnation) {
         incarnation.ended.cancel();
         self.remember_ended(incarnation.instance);
@@ -584,6 +566,24 @@ impl SmbService {
 }
 
 impl Incarnation {
+    /// Ends what outlives the main process, such as a child that hangs: it would keep shares from the nodes that can serve
+    /// them.
+    async fn end_children(self: Arc<Self>) {
+        let outlived = async {
+            self.processes.without(self.main_process).await;
+            tokio::time::sleep(CHILDREN_FOLLOW_WITHIN).await;
+        };
+        tokio::select! {
+            () = outlived => {
+                let left = self.processes.count();
+                warn!(incarnation = %self.owner.incarnation, left, "the main process of smbd has ended, and its children have not: they are ended");
+                // The end of the last one is the end of the incarnation.
+                self.processes.kill_all();
+            }
+            () = self.ended.cancelled() => {}
+        }
+    }
+
     /// Sees to what a process has left that has ended. A process may be seen to several times.
     async fn process_has_ended(&self, pid: u32) {
         if is_doomed(self.main_process) {
