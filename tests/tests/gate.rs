@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use harness::{
     cluster::{Cluster, ClusterOptions, node_id},
     samba::{SHARE, samba_or_skip},
-    smb_client::{AccessMask, Client, CreateRequest, NtStatus},
+    smb_client::{AccessMask, Client, CreateRequest, NtStatus, Session, Tree},
 };
 
 /// The program that can be `holdfast`.
@@ -84,6 +84,17 @@ async fn an_early_visitor_who_breaks_nothing_leaves_the_orphan() {
     share.create(reconnect).await.unwrap();
 }
 
+/// Enters a share as soon as no other node serves it.
+async fn enter_when_free(session: &Session, share: &str) -> Tree {
+    let deadline = Instant::now() + MOVE_TIMEOUT;
+    loop {
+        match session.tree_connect(share).await {
+            Ok(tree) => return tree,
+            Err(refusal) => assert!(Instant::now() < deadline, "{refusal}"),
+        }
+    }
+}
+
 /// A share is served by one node at a time: the second one refuses it while the first is in use, and gets it
 /// with all that is open when the first is left in peace.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -100,10 +111,7 @@ async fn the_second_of_two_live_nodes_is_refused_the_share_until_the_first_is_le
     assert_eq!(refusal.status(), Some(NtStatus::FILE_LOCK_CONFLICT), "{refusal}");
 
     first.drop_connection().await;
-    let deadline = Instant::now() + MOVE_TIMEOUT;
-    while let Err(refusal) = second.tree_connect(&cluster.share(1)).await {
-        assert!(Instant::now() < deadline, "{refusal}");
-    }
+    enter_when_free(&second, &cluster.share(1)).await;
     let moved = client.connect(cluster.smb_address(1)).await.unwrap();
     let share = moved.tree_connect(&cluster.share(1)).await.unwrap();
     let reclaimed = share.create(open.reconnect_request()).await.unwrap();
@@ -118,11 +126,10 @@ async fn two_nodes_that_reach_a_file_by_two_shares_do_not_both_grant_it() {
     let mut options = ClusterOptions::with_samba(PROGRAM, tools).patient();
     options.smbd.more_shares.push(SECOND_SHARE.to_owned());
     let cluster = Cluster::start(options).await.unwrap();
-    let second_way = cluster.share(1).replace(SHARE, SECOND_SHARE);
     let first = Client::new(cluster.credentials()).connect(cluster.smb_address(0)).await.unwrap();
     let first = first.tree_connect(&cluster.share(0)).await.unwrap();
     let second = Client::new(cluster.credentials()).connect(cluster.smb_address(1)).await.unwrap();
-    let second = second.tree_connect(&second_way).await.unwrap();
+    let second = second.tree_connect(&second_share(&cluster, 1)).await.unwrap();
 
     let held = first.create(CreateRequest::durable_v2_with_lease("file")).await.unwrap();
     let refusal = second.create(CreateRequest::durable_v2_with_lease("file")).await.unwrap_err();
@@ -134,4 +141,76 @@ async fn two_nodes_that_reach_a_file_by_two_shares_do_not_both_grant_it() {
     held.close().await.unwrap();
     second.create(CreateRequest::durable_v2_with_lease("file")).await.unwrap();
     assert_eq!(cluster.status(1).await.unwrap().conflicts_refused, 1);
+}
+
+/// A cluster with two shares of one directory, whose sidecars may be away for a moment on a busy machine.
+async fn cluster_with_two_shares() -> Option<Cluster> {
+    let mut options = ClusterOptions::with_samba(PROGRAM, samba_or_skip()?);
+    options.timing = vec![("self_fence_after_ms", 8_000), ("node_down_after_ms", 10_000)];
+    options.smbd.more_shares.push(SECOND_SHARE.to_owned());
+    Some(Cluster::start(options).await.unwrap())
+}
+
+/// A node's second share, as its clients write it.
+fn second_share(cluster: &Cluster, node: usize) -> String {
+    cluster.share(node).replace(SHARE, SECOND_SHARE)
+}
+
+/// A path says too little where two shares have it. A restarted sidecar knows which of them a client has entered, so that
+/// the open waits for it there, whoever serves the other one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restarted_sidecar_knows_through_which_of_two_shares_a_file_is_opened() {
+    let Some(mut cluster) = cluster_with_two_shares().await else { return };
+    let ways = [Cluster::share, second_share];
+    let clients = ways.map(|_| Client::new(cluster.credentials()));
+    let enter = async |cluster: &Cluster, way: usize, node: usize| {
+        let session = clients[way].connect(cluster.smb_address(node)).await.unwrap();
+        session.tree_connect(&ways[way](cluster, node)).await.unwrap()
+    };
+    let shares = [enter(&cluster, 0, 0).await, enter(&cluster, 1, 0).await];
+    for share in &shares {
+        // smbd tells of a tree connect once more when it is used for the first time.
+        share.create(CreateRequest::new("before")).await.unwrap().close().await.unwrap();
+    }
+    cluster.kill_sidecar(0).unwrap();
+    cluster.start_sidecar(0).unwrap();
+    let mut opens = Vec::new();
+    for (share, path) in shares.iter().zip(["one", "another"]) {
+        opens.push(share.create(CreateRequest::durable_v2_with_lease(path)).await.unwrap());
+    }
+
+    cluster.kill(0).unwrap();
+    // Each node takes one of the shares over before anybody claims.
+    let shares = [enter(&cluster, 0, 1).await, enter(&cluster, 1, 2).await];
+    for (share, open) in shares.iter().zip(&opens) {
+        let reclaimed = share.create(open.reconnect_request()).await.unwrap();
+        assert_eq!(reclaimed.file_id().persistent, open.file_id().persistent);
+    }
+}
+
+/// A client that has nothing to say, and so is not heard of by the new sidecar, keeps its share from other nodes all the
+/// same. One that leaves while there is no sidecar does not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restarted_sidecar_knows_who_is_in_a_share() {
+    let Some(mut cluster) = cluster_with_two_shares().await else { return };
+    let visitor = Client::new(cluster.credentials());
+    let silent = visitor.connect(cluster.smb_address(0)).await.unwrap();
+    let _stays = silent.tree_connect(&cluster.share(0)).await.unwrap();
+    let leaving = Client::new(cluster.credentials()).connect(cluster.smb_address(0)).await.unwrap();
+    leaving.tree_connect(&second_share(&cluster, 0)).await.unwrap();
+
+    cluster.kill_sidecar(0).unwrap();
+    cluster.smbd(0).kill_child(leaving.client_address()).await.unwrap();
+    cluster.start_sidecar(0).unwrap();
+    // Comes and goes, and is not the last one, although the new sidecar has seen nobody else.
+    let passing = Client::new(cluster.credentials()).connect(cluster.smb_address(0)).await.unwrap();
+    passing.tree_connect(&cluster.share(0)).await.unwrap().disconnect().await.unwrap();
+
+    let elsewhere = Client::new(cluster.credentials()).connect(cluster.smb_address(1)).await.unwrap();
+    let refusal = elsewhere.tree_connect(&cluster.share(1)).await.unwrap_err();
+    assert_eq!(refusal.status(), Some(NtStatus::FILE_LOCK_CONFLICT), "{refusal}");
+    enter_when_free(&elsewhere, &second_share(&cluster, 1)).await;
+
+    silent.drop_connection().await;
+    enter_when_free(&elsewhere, &cluster.share(1)).await;
 }

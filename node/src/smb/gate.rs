@@ -9,12 +9,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex as SyncMutex, MutexGuard};
 use std::time::Duration;
 
-use statedb::{Outcome, Owner, Rejection, Request, ShareName};
+use statedb::{Outcome, Owner, Rejection, Request, ShareName, State};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::reconcile::Reconciled;
+use super::tree_connects::{TreeConnect, TreeConnects};
 use crate::proposer::{Proposer, RequestError};
 use crate::raft::RaftNode;
 
@@ -45,8 +46,7 @@ pub struct Gate {
     /// Whether `smbd` is one of several that are coherent among themselves: then there is no serving node, and nobody is
     /// kept waiting. Who is in which share is of interest all the same.
     lets_all_in: bool,
-    /// By process and by the key of the tree connect's record, which only that process changes.
-    tree_connects: SyncMutex<BTreeMap<(u32, Vec<u8>), ShareName>>,
+    tree_connects: SyncMutex<TreeConnects>,
     doors: SyncMutex<BTreeMap<ShareName, Arc<Mutex<Door>>>>,
 }
 
@@ -58,7 +58,7 @@ struct Door {
 }
 
 impl Gate {
-    /// A gate that nobody has passed.
+    /// A gate that these have passed.
     #[must_use]
     pub fn new(
         raft: Arc<RaftNode>,
@@ -66,6 +66,7 @@ impl Gate {
         reconciled: Reconciled,
         verdict_within: Duration,
         lets_all_in: bool,
+        tree_connects: TreeConnects,
     ) -> Self {
         Self {
             raft,
@@ -73,25 +74,19 @@ impl Gate {
             reconciled,
             verdict_within: verdict_within.min(HELD_AT_MOST),
             lets_all_in,
-            tree_connects: SyncMutex::default(),
+            tree_connects: SyncMutex::new(tree_connects),
             doors: SyncMutex::default(),
         }
     }
 
-    /// Holds a tree connect of `process` until there is a verdict. `record` is the key of its record.
+    /// Holds a tree connect until there is a verdict.
     ///
     /// # Errors
     ///
     /// If there is no answer: see [`RequestError`].
-    pub async fn enter(
-        &self,
-        share: &ShareName,
-        process: u32,
-        record: &[u8],
-    ) -> Result<Verdict, RequestError> {
+    pub async fn enter(&self, share: &ShareName, connect: TreeConnect) -> Result<Verdict, RequestError> {
         if self.lets_all_in {
-            self.tree_connects().insert((process, record.to_vec()), share.clone());
-            return Ok(Verdict::Enter);
+            return Ok(self.let_in(connect, share));
         }
         let door = self.door(share);
         let knocked_at = Instant::now();
@@ -99,19 +94,17 @@ impl Gate {
         loop {
             let mut door = door.lock().await;
             if door.open {
-                self.tree_connects().insert((process, record.to_vec()), share.clone());
-                return Ok(Verdict::Enter);
+                return Ok(self.let_in(connect, share));
             }
             let (log_id, outcome) = self.proposer.propose(Request::ServeShare(share.clone())).await?;
             match outcome {
                 Outcome::ShareServed => {
                     // The lock is kept: giving the share up has to wait, and so has the next client.
-                    let verdict = self.wait_for_orphans(share, log_id.index, knocked_at).await;
-                    if verdict == Verdict::Enter {
-                        door.open = true;
-                        self.tree_connects().insert((process, record.to_vec()), share.clone());
+                    if !self.orphans_are_placed(share, log_id.index, knocked_at).await {
+                        return Ok(Verdict::Undecided);
                     }
-                    return Ok(verdict);
+                    door.open = true;
+                    return Ok(self.let_in(connect, share));
                 }
                 Outcome::Rejected(Rejection::ShareServedElsewhere { owner, .. }) => {
                     drop(door);
@@ -138,12 +131,21 @@ impl Gate {
         self.raft.until(|state| state.used_elsewhere(owner, share).is_none()).await;
     }
 
-    async fn wait_for_orphans(&self, share: &ShareName, index: u64, knocked_at: Instant) -> Verdict {
+    async fn orphans_are_placed(&self, share: &ShareName, index: u64, knocked_at: Instant) -> bool {
         let left = HELD_AT_MOST.saturating_sub(knocked_at.elapsed());
-        match timeout(left, self.reconciled.through(share, index)).await {
+        let placed = timeout(left, self.reconciled.through(share, index)).await.is_ok();
+        if !placed {
+            warn!(%share, "a tree connect is refused: the orphans of the share are not in place yet; see the errors above");
+        }
+        placed
+    }
+
+    /// Lets one in, unless the next run of this sidecar would not know of it.
+    fn let_in(&self, connect: TreeConnect, share: &ShareName) -> Verdict {
+        match self.tree_connects().insert(connect, share) {
             Ok(()) => Verdict::Enter,
-            Err(_) => {
-                warn!(%share, "a tree connect is refused: the orphans of the share are not in place yet; see the errors above");
+            Err(error) => {
+                error!(%share, %error, "a tree connect is refused: it cannot be noted in the run directory ([samba] run_dir)");
                 Verdict::Undecided
             }
         }
@@ -154,8 +156,8 @@ impl Gate {
     /// # Errors
     ///
     /// If there is no answer: see [`RequestError`].
-    pub async fn leave(&self, process: u32, record: &[u8]) -> Result<(), RequestError> {
-        self.leave_where(|connect| connect.0 == process && connect.1 == record).await
+    pub async fn leave(&self, connect: &TreeConnect) -> Result<(), RequestError> {
+        self.leave_where(|other| other == connect).await
     }
 
     /// The end of a process, and of all its tree connects.
@@ -164,31 +166,50 @@ impl Gate {
     ///
     /// If there is no answer: see [`RequestError`].
     pub async fn leave_all(&self, process: u32) -> Result<(), RequestError> {
-        self.leave_where(|connect| connect.0 == process).await
+        self.leave_where(|connect| connect.process == process).await
+    }
+
+    /// Gives up what this node serves and nobody is in any more: the last one has left while there was no sidecar.
+    ///
+    /// # Errors
+    ///
+    /// If there is no answer: see [`RequestError`].
+    pub async fn release_deserted(&self) -> Result<(), RequestError> {
+        let owner = self.proposer.owner();
+        let served = self.raft.read(|state| {
+            let served = state.shares().filter(|(_, serving)| serving.owner == owner);
+            served.map(|(share, _)| share.clone()).collect()
+        });
+        self.release(served).await
     }
 
     /// The shares that a process has entered.
     #[must_use]
     pub fn entered(&self, process: u32) -> BTreeSet<ShareName> {
-        let tree_connects = self.tree_connects();
-        tree_connects.iter().filter(|((of, _), _)| *of == process).map(|(_, share)| share.clone()).collect()
+        self.tree_connects().of(process)
     }
 
-    async fn leave_where(&self, leaves: impl Fn(&(u32, Vec<u8>)) -> bool) -> Result<(), RequestError> {
-        let left: BTreeSet<ShareName> = {
-            let mut tree_connects = self.tree_connects();
-            let left = tree_connects
-                .iter()
-                .filter(|(connect, _)| leaves(connect))
-                .map(|(_, share)| share.clone())
-                .collect();
-            tree_connects.retain(|connect, _| !leaves(connect));
-            left
-        };
-        for share in left {
+    /// The processes that have entered any.
+    #[must_use]
+    pub fn processes(&self) -> BTreeSet<u32> {
+        self.tree_connects().processes()
+    }
+
+    async fn leave_where(&self, leaves: impl Fn(&TreeConnect) -> bool) -> Result<(), RequestError> {
+        let left = self.tree_connects().remove_where(leaves);
+        self.release(left).await
+    }
+
+    /// Gives up those of these shares that are this node's and that nobody is in.
+    async fn release(&self, shares: BTreeSet<ShareName>) -> Result<(), RequestError> {
+        let owner = self.proposer.owner();
+        for share in shares {
             let door = self.door(&share);
             let mut door = door.lock().await;
-            if door.open && !self.tree_connects().values().any(|entered| *entered == share) {
+            // What was served before this sidecar was started was asked for by another.
+            let is_served =
+                |state: &State| state.serving_node(&share).is_some_and(|node| node.owner == owner);
+            if (door.open || self.raft.read(is_served)) && !self.tree_connects().has(&share) {
                 let (_, outcome) = self.proposer.propose(Request::ReleaseShare(share.clone())).await?;
                 // Refused while a client still has an open there. Then the share stays ours, and whoever comes and
                 // goes next asks again.
@@ -206,7 +227,7 @@ impl Gate {
         Arc::clone(doors.entry(share.clone()).or_default())
     }
 
-    fn tree_connects(&self) -> MutexGuard<'_, BTreeMap<(u32, Vec<u8>), ShareName>> {
+    fn tree_connects(&self) -> MutexGuard<'_, TreeConnects> {
         self.tree_connects.lock().expect("no holder of this lock can panic")
     }
 }

@@ -6,6 +6,7 @@
 //! | [`processes`] | which processes live |
 //! | [`service`] | incarnations: register, reattach, fence, declare down |
 //! | [`gate`] | tree connects: who may enter a share |
+//! | [`tree_connects`] | who is in which share, kept for the next run of the sidecar |
 //! | [`capture`] | stores and deletes of records, turned into requests |
 //! | [`look`] | under CTDB: when `smbd` may look at an open that another node had |
 //! | [`local`] | the opens that live in this `smbd` |
@@ -14,7 +15,7 @@
 //! | [`reconcile`] | the orphans in this node's databases |
 //! | [`tracker`] | the shared page |
 //!
-//! Nothing here is needed after a crash: it is rebuilt from the log and from what `smbd` says again.
+//! Nothing else here is needed after a crash: it is rebuilt from the log and from what `smbd` says again.
 
 pub mod capture;
 pub mod connection;
@@ -28,3 +29,4 @@ pub mod processes;
 pub mod reconcile;
 pub mod service;
 pub mod tracker;
+pub mod tree_connects;

@@ -121,12 +121,27 @@ pub fn is_going(pid: u32) -> bool {
         // Nobody is declared dead because this process has run out of file descriptors.
         Err(error) => return error.kind() == io::ErrorKind::NotFound || is_no_such_process(&error),
     };
-    // The fields follow the name, which is in parentheses and may have some itself: state, parent, group, session,
-    // terminal, its group, flags.
-    let mut fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
+    // State, parent, group, session, terminal, its group, flags.
+    let mut fields = fields_after_name(&stat);
     let state = fields.next().unwrap_or_default();
     let flags = fields.nth(5).and_then(|flags| flags.parse::<u64>().ok()).unwrap_or_default();
     state.starts_with(['Z', 'X']) || flags & EXITING != 0
+}
+
+/// When a process was started, in the kernel's ticks since the machine was: the same for as long as the process lives,
+/// and another for one that has its id later. `None` if there is no such process.
+#[must_use]
+pub fn started_at(pid: u32) -> Option<u64> {
+    /// The fields that follow the name and precede this one in proc_pid_stat(5).
+    const BEFORE: usize = 19;
+
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    fields_after_name(&stat).nth(BEFORE)?.parse().ok()
+}
+
+/// The fields of `/proc/PID/stat` after the name, which is in parentheses and may have some itself.
+fn fields_after_name(stat: &str) -> impl Iterator<Item = &str> {
+    stat.rsplit(") ").next().unwrap_or_default().split(' ')
 }
 
 /// Whether a process is on its way out: gone, ending, or about to get a SIGKILL that is sent already.

@@ -30,6 +30,7 @@ use super::look::{Lookout, Smbd};
 use super::processes::{Processes, is_doomed, is_going};
 use super::reconcile::{Found, Reconciled, Reconciler, Reports};
 use super::tracker::Tracker;
+use super::tree_connects::{TreeConnect, TreeConnects};
 use crate::config::{Config, SambaConfig, Timing};
 use crate::lease::ServiceLease;
 use crate::proposer::RequestError;
@@ -66,6 +67,9 @@ const BACKLOG: u32 = 1024;
 /// Connections that are accepted and not yet welcome. The socket is open to everybody, and each connection costs a
 /// file descriptor: whoever says nothing must not take those that the log and the peers need.
 const NOT_WELCOME_YET_MAX: usize = 256;
+
+/// Where in the run directory it is noted who is in which share.
+const TREE_CONNECTS_DIR: &str = "tree-connects";
 
 /// Why the sidecar cannot serve the `smbd` beside it.
 #[derive(Debug, thiserror::Error)]
@@ -113,6 +117,7 @@ pub struct SmbService {
     /// The same, to be ended without waiting for that lock.
     living: SyncMutex<Option<(Owner, CancellationToken)>>,
     ended: SyncMutex<BTreeSet<Instance>>,
+    run_dir: PathBuf,
     /// Held as long as this lives: a second sidecar must not write to the same page.
     _run_dir_lock: File,
 }
@@ -265,6 +270,7 @@ impl SmbService {
             current: Mutex::new(None),
             living: SyncMutex::default(),
             ended: SyncMutex::default(),
+            run_dir: samba.run_dir.clone(),
             _run_dir_lock: run_dir_lock,
         };
         Ok((Arc::new(service), listener))
@@ -440,6 +446,13 @@ impl SmbService {
     }
 
     async fn register(self: &Arc<Self>, instance: Instance, main_process: u32) -> Option<Arc<Incarnation>> {
+        let tree_connects = match TreeConnects::open(&self.run_dir.join(TREE_CONNECTS_DIR), instance) {
+            Ok(tree_connects) => tree_connects,
+            Err(error) => {
+                error!(run_dir = %self.run_dir.display(), %error, "smbd is sent away: who is in which share cannot be noted");
+                return None;
+            }
+        };
         let Some(registered) =
             registration::register(&self.raft, self.node, instance, self.settings.arbiter()).await
         else {
@@ -457,6 +470,7 @@ impl SmbService {
             self.reconciled.clone(),
             self.timing.verdict_within(),
             self.settings.is_clustered(),
+            tree_connects,
         ));
         let incarnation = Arc::new(Incarnation {
             instance,
@@ -513,7 +527,10 @@ impl SmbService {
             found = found.wait_for(of_this) => found.ok().and_then(|found| found.clone()),
             () = incarnation.ended.cancelled() => return,
         };
-        for process in incarnation.capture.take_stock(found.map(|found| found.opens).unwrap_or_default()) {
+        let mut processes =
+            incarnation.capture.take_stock(found.map(|found| found.opens).unwrap_or_default());
+        processes.extend(incarnation.gate.processes());
+        for process in processes {
             match self.watch_process(&incarnation, process) {
                 Ok(()) => {}
                 // Ended while there was no sidecar.
@@ -521,6 +538,9 @@ impl SmbService {
             }
         }
         incarnation.is_known.send_replace(true);
+        if incarnation.gate.release_deserted().await.is_err() {
+            debug!("the incarnation is over before it could give up what nobody uses");
+        }
     }
 
     /// Waits for the end of an incarnation, and draws the conclusions.
@@ -630,10 +650,12 @@ impl Incarnation {
         let pid = connection.pid();
         match change {
             Change::Store { database: Database::TconGlobal, key, value, .. } => {
-                Ok(self.tree_connect(settings, pid, &key, &value).await.map(Some))
+                let connect = TreeConnect { process: pid, record: key };
+                Ok(self.tree_connect(settings, connect, &value).await.map(Some))
             }
             Change::Delete { database: Database::TconGlobal, key } => {
-                Ok(self.gate.leave(pid, &key).await.map(|()| Some(Reply::Proceed)))
+                let connect = TreeConnect { process: pid, record: key };
+                Ok(self.gate.leave(&connect).await.map(|()| Some(Reply::Proceed)))
             }
             change => self.capture.decide(change, connection).await,
         }
@@ -642,10 +664,10 @@ impl Incarnation {
     async fn tree_connect(
         &self,
         settings: &Settings,
-        pid: u32,
-        key: &[u8],
+        connect: TreeConnect,
         value: &[u8],
     ) -> Result<Reply, RequestError> {
+        let pid = connect.process;
         let record = match samba::records::TconGlobal::decode(settings.layout, value) {
             Ok(record) => record,
             Err(error) => {
@@ -662,7 +684,7 @@ impl Incarnation {
             warn!(%share, pid, "a tree connect is refused: opens of a process that has died are not in place yet; see the errors above");
             return Ok(Reply::Refuse { tdb_error: TdbError::Io });
         }
-        Ok(match self.gate.enter(&share, pid, key).await? {
+        Ok(match self.gate.enter(&share, connect).await? {
             Verdict::Enter => Reply::Proceed,
             // The client sees STATUS_FILE_LOCK_CONFLICT: somebody else has it, and it may try again.
             Verdict::ServedBy(_) => Reply::Refuse { tdb_error: TdbError::Lock },
