@@ -275,7 +275,9 @@ impl LocalDatabases {
         }
     }
 
-    fn lay_ghosts(&mut self, file: FileKey) -> Result<(), PlaceError> {
+    /// Removes from the records of a file what is nobody's any more: entries and byte-range locks of dead processes, and of
+    /// clients that are away whose opens the cluster does not know.
+    pub fn lay_ghosts(&mut self, file: FileKey) -> Result<(), PlaceError> {
         let (layout, key) = (self.layout, file_key(file));
         let is_known = Arc::clone(&self.is_known);
         let unused_leases = self.while_busy(|databases| {

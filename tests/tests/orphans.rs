@@ -7,8 +7,8 @@ use harness::{
     cluster::{Cluster, ClusterOptions},
     samba::{SambaTools, samba_or_skip},
     smb_client::{
-        AccessMask, Client, CreateOptions, CreateRequest, Durability, Lease, LeaseState, NtStatus, Opened,
-        ShareAccess, Tree,
+        AccessMask, Client, CreateOptions, CreateRequest, Durability, Lease, LeaseState, LockElement,
+        NtStatus, Opened, OplockLevel, ShareAccess, Tree,
     },
     workload::reclaim,
 };
@@ -295,4 +295,31 @@ async fn a_file_that_took_the_place_of_one_to_be_deleted_stays() {
     assert_gone(&share, &marked, "closed with its node").await;
     assert_eq!(std::fs::read(directory.join("marked")).unwrap(), b"precious");
     assert!(!directory.join("marked too").exists(), "the other one is not deleted");
+}
+
+/// A new file often gets the inode of one that was just deleted, and with it what the databases say of that inode. What a
+/// dead process had locked there must not cost the new one its oplock, and so its durability.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_file_leaves_no_lock_to_the_next_one_with_its_inode() {
+    let Some(tools) = samba_or_skip() else { return };
+    let cluster = cluster(tools).await;
+    let [owner, other] = [(); 2].map(|()| Client::new(cluster.credentials()));
+    let (session, share) = cluster.connect(&owner, 0).await.unwrap();
+    let marked = share.create(CreateRequest::durable_v2_with_batch("marked")).await.unwrap();
+    marked.lock(&[LockElement::exclusive(10, 5)]).await.unwrap();
+    marked.set_delete_pending(true).await.unwrap();
+    // Stands for the new file: it has the inode for certain.
+    let directory = cluster.site().share_dir();
+    std::fs::hard_link(directory.join("marked"), directory.join("next")).unwrap();
+
+    let (_session, others_share) = cluster.connect(&other, 0).await.unwrap();
+    cluster.smbd(0).kill_child(session.client_address()).await.unwrap();
+    let deadline = Instant::now() + FOUND_DEAD_WITHIN;
+    while directory.join("marked").exists() {
+        assert!(Instant::now() < deadline, "it is not deleted");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let next = others_share.create(CreateRequest::durable_v2_with_batch("next")).await.unwrap();
+    assert_eq!(next.response().oplock_level, OplockLevel::Batch);
+    assert!(next.is_durable());
 }

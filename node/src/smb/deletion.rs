@@ -53,6 +53,10 @@ pub(super) fn delete(databases: &mut LocalDatabases, file: FileKey, pending: &De
         Ok(true) => return Deletion::Open,
         Err(_) => return Deletion::Unknown,
     }
+    // The next file that gets the inode gets its records too, and smbd grants no oplock beside a lock, whosever it was.
+    if databases.lay_ghosts(file).is_err() {
+        return Deletion::Unknown;
+    }
     match unlink(&image, &pending.path) {
         Ok(Unlinked::Deleted) => {
             info!(%file, path = %pending.path, share = %pending.share, "a file is deleted that a dead smbd should have deleted");
