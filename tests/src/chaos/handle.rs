@@ -128,6 +128,8 @@ pub(super) struct Handle {
     pub(super) history: History,
     pub(super) path: String,
     kind: Kind,
+    /// What its server said of it when it granted it.
+    durable: bool,
     open: Opened,
     contents: Vec<u8>,
     locked: bool,
@@ -162,9 +164,20 @@ impl Handle {
     ) -> Self {
         let (id, mut history) = world.oracle.register();
         history.note(format!("{path}: {kind} granted by node {}: {:?}", arrival.node, open.response()));
-        let deletes = kind.delete_on_close;
-        let (node, confirmed) = (arrival.node, Instant::now());
-        Self { id, history, path, kind, open, contents, locked: false, deletes, doubt: None, node, confirmed }
+        Self {
+            id,
+            history,
+            path,
+            kind,
+            durable: open.is_durable(),
+            open,
+            contents,
+            locked: false,
+            deletes: kind.delete_on_close,
+            doubt: None,
+            node: arrival.node,
+            confirmed: Instant::now(),
+        }
     }
 
     pub(super) fn node(&self) -> usize {
@@ -173,6 +186,10 @@ impl Handle {
 
     pub(super) fn confirmed(&self) -> Instant {
         self.confirmed
+    }
+
+    pub(super) fn is_durable(&self) -> bool {
+        self.durable
     }
 
     pub(super) fn is_shared(&self) -> bool {
@@ -214,7 +231,7 @@ impl Handle {
     fn claimed(&mut self, arrival: &Arrival, open: Opened) -> Claim {
         let (before, after) = (self.open.response(), open.response());
         self.history.note(format!("reclaimed at node {}: {after:?}", arrival.node));
-        let problem = if !self.kind.is_durable() {
+        let problem = if !self.durable {
             Some("was not durable, and came back".to_owned())
         } else if after.file_id.persistent != before.file_id.persistent {
             Some(format!("another persistent id: {:?}", after.file_id))
@@ -236,7 +253,7 @@ impl Handle {
 
     /// Why it may be gone.
     fn excuse(&self, world: &World) -> Option<Excuse> {
-        if !self.kind.is_durable() {
+        if !self.durable {
             Some(Excuse::NeverDurable)
         } else if matches!(self.doubt, Some(Doubt::Close)) {
             Some(Excuse::CloseUnderWay)
@@ -419,7 +436,7 @@ impl Handle {
         let deleted = self.deletes || matches!(self.doubt, Some(Doubt::Delete));
         let presence = match deleted {
             false => Presence::Must,
-            true if closed || self.kind.is_durable() => Presence::MustNot,
+            true if closed || self.durable => Presence::MustNot,
             // Nobody has promised that a node's death deletes it.
             true => Presence::May,
         };

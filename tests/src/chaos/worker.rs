@@ -248,9 +248,10 @@ impl Application {
                     let what = format!("{path} ({kind}): durable is not {}", kind.is_durable());
                     world.oracle.violation(Breach::Unavailable, what, Some(&file.history));
                 }
-                world.oracle.count(|account| account.acknowledged += u64::from(kind.is_durable()));
                 let contents = file.contents.swap_remove(0);
-                self.handles.push(Handle::granted(world, arrival, kind, path, open, contents));
+                let handle = Handle::granted(world, arrival, kind, path, open, contents);
+                world.oracle.count(|account| account.acknowledged += u64::from(handle.is_durable()));
+                self.handles.push(handle);
                 Ok(())
             }
         }
