@@ -305,6 +305,25 @@ impl LocalDatabases {
         })
     }
 
+    /// Removes the byte-range locks of dead processes, in all files whose locks this node knows. smbd itself never does, and
+    /// refuses oplocks, locks and reconnects beside them, also in the next file that gets the inode.
+    pub fn remove_locks_of_the_dead(&mut self) -> Result<(), PlaceError> {
+        self.alive.retain(|_, alive| !*alive);
+        let layout = self.layout;
+        for RawRecord { key, value } in self.store.records(Table::Brlock)? {
+            let locks = BrlockEntry::decode_all(layout, &value)?;
+            if self.decide(|is_alive| materialise::locks_of_the_living(&locks, is_alive))? == Edit::Keep {
+                continue;
+            }
+            self.edit(Table::Brlock, &key, |local, is_alive| {
+                let local = BrlockEntry::decode_all(layout, local.unwrap_or_default())?;
+                let edit = materialise::locks_of_the_living(&local, is_alive);
+                Ok((edit.map(|locks| BrlockEntry::encode_all(layout, &locks)), ()))
+            })?;
+        }
+        Ok(())
+    }
+
     /// Looks whether somebody stands in an orphan's way, and returns what was looked at.
     fn judge(&mut self, image: &OpenImage, traces: Traces) -> Result<Shared, PlaceError> {
         let (layout, key) = (self.layout, file_key(image.file()));

@@ -39,7 +39,7 @@ use crate::records::{
 };
 use crate::version::Layout;
 
-pub use ghosts::Present;
+pub use ghosts::{Present, locks_of_the_living};
 pub use in_the_way::{LocksInTheWay, locks_in_the_way, stands_in_the_way};
 
 /// What becomes of a record.

@@ -9,9 +9,11 @@ use std::{
     future::ready,
     net::SocketAddr,
     sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
 };
 
 use futures::{StreamExt, TryStreamExt, stream};
+use tokio::time::sleep;
 
 use crate::smb_client::{
     Client, CreateAction, CreateRequest, Lease, LeaseState, LockElement, NtStatus, Opened, OplockLevel,
@@ -23,6 +25,12 @@ const PIPELINED: usize = 4;
 
 /// What a client locks, if it locks.
 const LOCKED_RANGE: (u64, u64) = (10, 5);
+
+/// How long what a dead process has left may stand in the way of others. With CTDB its recovery takes most of that.
+const DURABLE_WITHIN: Duration = Duration::from_secs(60);
+
+/// Between two attempts at it.
+const DURABLE_INTERVAL: Duration = Duration::from_millis(50);
 
 /// An open that a client wants, and what it does with it.
 #[derive(Clone, Debug)]
@@ -120,6 +128,27 @@ pub async fn reclaim(share: &Tree, open: &Opened) -> Result<Opened, BrokenPromis
         return Err(broken(format!("{before:?} became {after:?}")));
     }
     Ok(claimed)
+}
+
+/// Opens a file again and again until that makes a durable open with a batch oplock, which nothing else about the file may be
+/// in the way of for long. The error is what stood in the way to the end.
+pub async fn until_durable(share: &Tree, path: &str) -> Result<Opened, String> {
+    let deadline = Instant::now() + DURABLE_WITHIN;
+    loop {
+        let stands_in_the_way = match share.create(CreateRequest::durable_v2_with_batch(path)).await {
+            Ok(open) if open.is_durable() => return Ok(open),
+            Ok(open) => {
+                let granted = format!("{:?}", open.response());
+                open.close().await.map_err(|err| err.to_string())?;
+                granted
+            }
+            Err(err) => err.to_string(),
+        };
+        if Instant::now() >= deadline {
+            return Err(stands_in_the_way);
+        }
+        sleep(DURABLE_INTERVAL).await;
+    }
 }
 
 /// What was promised and not given.

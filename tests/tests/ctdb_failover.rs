@@ -243,6 +243,25 @@ async fn an_open_whose_client_was_lost_before_its_node_survives_too() {
     stage.claim(&promises).await;
 }
 
+/// The databases outlive the node, and in them what its processes have locked in files that are not durably open.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_locks_of_a_dead_node_go_with_it() {
+    let Some(mut stage) = Stage::set(0).await else { return };
+    let locked = stage.share.create(CreateRequest::new("file")).await.unwrap();
+    locked.lock(&[LockElement::exclusive(10, 5)]).await.unwrap();
+    let other = Client::new(stage.cluster.credentials());
+    let (_others, others_share) = stage.cluster.connect(&other, 1).await.unwrap();
+    // The record goes to the survivor, or CTDB would lose it with the node.
+    let looked = others_share.create(CreateRequest::new("file")).await.unwrap();
+    looked.lock(&[LockElement::exclusive(20, 5)]).await.unwrap();
+    looked.close().await.unwrap();
+
+    stage.cluster.kill(0).unwrap();
+
+    let open = workload::until_durable(&others_share, "file").await.unwrap();
+    open.lock(&[LockElement::exclusive(10, 5)]).await.unwrap();
+}
+
 /// Nobody dies: what Samba does by itself between its nodes goes on as before, and is known to the cluster.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_moves_between_living_nodes_takes_its_opens_along() {

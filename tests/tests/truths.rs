@@ -11,7 +11,7 @@ use harness::{
     process::{is_zombie, open_files},
     samba::{SambaSite, Smbd, SmbdOptions, samba_or_skip},
     smb_client::{Client, CreateRequest, Credentials, Lease, LeaseState, LockElement, NtStatus, Session},
-    workload::{Promise, Wish, reclaim},
+    workload::{Promise, Wish, reclaim, until_durable},
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -67,6 +67,23 @@ async fn the_client_of_a_process_that_dies_alone_has_its_opens_back_at_once() {
     other_session.echo().await.unwrap();
     let status = cluster.status(0).await.unwrap();
     assert!(status.nodes.iter().all(|node| node.up && node.incarnation == 1), "{:?}", status.nodes);
+}
+
+/// Not only durable opens have locks. Those of a process that dies alone do not cost the next one its oplock.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_locks_of_a_process_that_dies_alone_go_with_it() {
+    let Some(tools) = samba_or_skip() else { return };
+    let cluster = Cluster::start(ClusterOptions::with_samba(PROGRAM, tools).patient()).await.unwrap();
+    let [owner, other] = [(); 2].map(|()| Client::new(cluster.credentials()));
+    let (session, share) = cluster.connect(&owner, 0).await.unwrap();
+    let (_others, others_share) = cluster.connect(&other, 0).await.unwrap();
+    let locked = share.create(CreateRequest::new("file")).await.unwrap();
+    locked.lock(&[LockElement::exclusive(10, 5)]).await.unwrap();
+
+    kill(process_of(cluster.smbd(0), &session), Signal::SIGKILL).unwrap();
+
+    let open = until_durable(&others_share, "file").await.unwrap();
+    open.lock(&[LockElement::exclusive(10, 5)]).await.unwrap();
 }
 
 /// The control: Samba alone has set the records straight only when a process ends in an orderly way.

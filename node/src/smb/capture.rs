@@ -212,6 +212,10 @@ impl Capture {
     ///
     /// If there is no answer: see [`RequestError`].
     pub async fn process_ended(&self, process: u32) -> Result<(), RequestError> {
+        // One that ends in good order leaves its shares first.
+        if !self.gate.entered(process).is_empty() {
+            self.left_behind.process_died();
+        }
         let served = self.opens().of_process(process);
         let mut bereaved =
             stream::iter(served).map(|id| self.bereave(id, process)).buffer_unordered(BEREAVED_AT_A_TIME);

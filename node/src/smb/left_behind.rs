@@ -11,10 +11,14 @@ use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard};
 
 use statedb::DurableFileId;
+use tokio::sync::Notify;
 
 /// The opens whose records a dead process has left as they were, and which are this sidecar's to rewrite.
 #[derive(Debug, Default)]
-pub struct LeftBehind(Mutex<BTreeSet<DurableFileId>>);
+pub struct LeftBehind {
+    opens: Mutex<BTreeSet<DurableFileId>>,
+    died: Notify,
+}
 
 impl LeftBehind {
     /// Adds an open.
@@ -38,7 +42,17 @@ impl LeftBehind {
         self.list().clear();
     }
 
+    /// A process has died without an end to what it had. There may be more of that than durable opens.
+    pub fn process_died(&self) {
+        self.died.notify_one();
+    }
+
+    /// Resolves after a process has died, once for those that have died meanwhile.
+    pub async fn any_died(&self) {
+        self.died.notified().await;
+    }
+
     fn list(&self) -> MutexGuard<'_, BTreeSet<DurableFileId>> {
-        self.0.lock().expect("no holder of this lock can panic")
+        self.opens.lock().expect("no holder of this lock can panic")
     }
 }

@@ -169,6 +169,8 @@ pub struct Reconciler {
     up: BTreeSet<Owner>,
     /// Orphans that could not be placed and were said so once; it is tried many times a second.
     complained_of: BTreeSet<DurableFileId>,
+    /// Whether processes may have left byte-range locks that nobody else removes.
+    has_dead_locks: bool,
     /// Files that were seen to, of which the cluster does not know that yet.
     settled: BTreeSet<FileKey>,
     /// Files that are to be deleted when somebody has closed them.
@@ -210,6 +212,7 @@ impl Reconciler {
             heard: None,
             up: BTreeSet::new(),
             complained_of: BTreeSet::new(),
+            has_dead_locks: false,
             settled: BTreeSet::new(),
             in_use: BTreeSet::new(),
         }
@@ -231,6 +234,7 @@ impl Reconciler {
     pub async fn run(mut self, stop: CancellationToken) {
         let mut news = self.raft.news();
         let mut incarnation = self.lease.owner();
+        let left_behind = Arc::clone(&self.left_behind);
         // `None`: everything may have changed.
         let mut changed = None;
         loop {
@@ -241,6 +245,8 @@ impl Reconciler {
                 self.complained_of.clear();
                 self.settled.clear();
                 self.has_looked = false;
+                // Somebody may have died while there was no sidecar.
+                self.has_dead_locks = true;
                 // Nobody passes the gate before the new databases have been looked at.
                 self.progress.send_replace(Progress::default());
                 changed = None;
@@ -276,6 +282,7 @@ impl Reconciler {
                     }
                 }
                 changed = incarnation.changed() => if changed.is_err() { return },
+                () = left_behind.any_died() => self.has_dead_locks = true,
                 () = retry => {}
                 () = stop.cancelled() => return,
             }
@@ -379,7 +386,25 @@ impl Reconciler {
         let deleting = plan.delete.iter().filter(|(file, _)| !self.in_use.contains(file));
         let deleting = deleting.map(|(_, pending)| pending.share.clone()).collect();
         self.progress.send_replace(Progress { index: plan.index, behind, deleting });
+        // Nobody waits for this.
+        if self.has_dead_locks && self.incarnation.is_some() {
+            self.remove_dead_locks().await;
+        }
         left
+    }
+
+    /// Removes what processes have left of byte-range locks that died. It is tried again with the next change if the
+    /// databases cannot be used yet.
+    async fn remove_dead_locks(&mut self) {
+        match self.on_databases(LocalDatabases::remove_locks_of_the_dead).await {
+            None => {}
+            Some(done) => {
+                self.has_dead_locks = false;
+                if let Err(error) = done {
+                    warn!(error = %chain(&error), "byte-range locks of processes that have died may stay, and cost others their oplocks");
+                }
+            }
+        }
     }
 
     /// Deletes what is this node's to delete.
@@ -459,6 +484,7 @@ impl Reconciler {
             return false;
         }
         self.up = up;
+        self.has_dead_locks = true;
         // Still to be removed when their time is up, and placed again before.
         let placed = self.held.values_mut().filter(|held| held.how == How::Orphan);
         placed.for_each(|held| held.how = How::Disconnected);
