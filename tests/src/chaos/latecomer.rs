@@ -81,12 +81,14 @@ impl Latecomer {
                     match world.phase() {
                         Phase::End => return Ok(()),
                         Phase::Still => world.stand_still(number, || self.known()),
-                        Phase::Work if self.opens.len() < OPENS => self.open(&world, &arrival).await?,
+                        Phase::Work | Phase::Gather if self.opens.len() < OPENS => {
+                            self.open(&world, &arrival).await?;
+                        }
                         Phase::Work if self.traveller.rng.random_ratio(1, 150) => {
                             left = true;
                             return Err(Interrupted);
                         }
-                        Phase::Work => {}
+                        Phase::Work | Phase::Gather => {}
                     }
                     time::sleep(PAUSE).await;
                     if arrival.session.echo().await.is_err() {

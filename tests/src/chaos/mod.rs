@@ -409,24 +409,22 @@ impl Chaos {
         Ok(())
     }
 
-    /// Lets everybody stand still. Nobody is let in meanwhile, so whoever has just lost its connection, such as to a node
-    /// whose sidecar was not back in time, has to come back first. Returns false if somebody never does.
+    /// Lets everybody stand still. Nobody is let in meanwhile, so whoever is away, or has just lost its connection, such as
+    /// to a node whose sidecar was not back in time, has to come back first. Returns false if somebody never does.
     async fn everybody_stands_still(&mut self) -> bool {
         let still = |seats: &[Seat]| seats.iter().all(|seat| seat.still.is_some());
         let away = |seats: &[Seat]| seats.iter().any(|seat| seat.still.is_none() && !seat.settled);
-        loop {
+        while !self.world.seats(|seats| still(seats)) {
+            self.world.set_phase(Phase::Gather);
+            if !self.all("everybody there", |seats| !away(seats)).await {
+                return false;
+            }
             self.world.set_phase(Phase::Still);
             if !self.all("everybody still", |seats| still(seats) || away(seats)).await {
                 return false;
             }
-            if self.world.seats(|seats| still(seats)) {
-                return true;
-            }
-            self.world.set_phase(Phase::Work);
-            if !self.all("everybody back", |seats| !away(seats)).await {
-                return false;
-            }
         }
+        true
     }
 
     /// Brings everything back that is not there.

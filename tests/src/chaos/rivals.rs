@@ -139,7 +139,7 @@ impl Rival {
             match world.phase() {
                 Phase::End => return Ok(()),
                 Phase::Still => world.stand_still(self.traveller.number, || self.known(world)),
-                Phase::Work => match &self.own {
+                Phase::Work | Phase::Gather => match &self.own {
                     None => self.ask(world, arrival).await?,
                     Some(_) if self.traveller.rng.random_ratio(1, 6) => self.close(world).await?,
                     Some(_) => self.write(world).await?,

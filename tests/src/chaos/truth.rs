@@ -152,8 +152,8 @@ impl Reader {
             match world.phase() {
                 Phase::End => return Ok(()),
                 Phase::Still => world.stand_still(self.traveller.number, || self.known(world)),
-                Phase::Work if self.own.is_none() => self.open(world, arrival).await?,
-                Phase::Work => {}
+                Phase::Work | Phase::Gather if self.own.is_none() => self.open(world, arrival).await?,
+                Phase::Work | Phase::Gather => {}
             }
             // Also while everybody stands still: the writer may wait for it.
             if let Some(Break::Lease { key, new, ack_required, .. }) = breaks.next(PAUSE).await {
@@ -247,7 +247,7 @@ impl Writer {
                         Phase::Work if self.traveller.rng.random_ratio(1, 250) => {
                             self.intrude(&world, &arrival).await?;
                         }
-                        Phase::Work => {}
+                        Phase::Work | Phase::Gather => {}
                     }
                     time::sleep(PAUSE).await;
                     if arrival.session.echo().await.is_err() {

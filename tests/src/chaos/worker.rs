@@ -199,7 +199,7 @@ impl Application {
 
     /// Does one thing after the other until everybody is to stand still.
     async fn work(&mut self, world: &World, arrival: &Arrival) -> Result<(), Interrupted> {
-        while world.phase() == Phase::Work {
+        while matches!(world.phase(), Phase::Work | Phase::Gather) {
             world.seat(self.client, |seat| seat.held[self.index] = self.handles.len());
             if self.handles.len() < self.opens {
                 self.open(world, arrival).await?;

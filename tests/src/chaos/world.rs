@@ -21,6 +21,8 @@ use crate::smb_client::{Client, CreateRequest, Credentials, Session, SmbError, T
 pub(super) enum Phase {
     /// Open, write, lock, close, come back.
     Work,
+    /// The same, but nobody goes away by himself.
+    Gather,
     /// Stand still, so that the world can be compared with what is known of it.
     Still,
     /// Go home.
@@ -127,7 +129,7 @@ impl World {
         // Together, so that nobody leaves what he knew in the last phase for the next one.
         self.seats(|seats| {
             self.phase.send_replace(phase);
-            if phase == Phase::Work {
+            if matches!(phase, Phase::Work | Phase::Gather) {
                 seats.iter_mut().for_each(|seat| seat.still = None);
             }
         });
