@@ -106,7 +106,7 @@ enum Refused {
     LockOfAnother(DurableFileId),
     #[error("the process gave it up")]
     GivenUp,
-    #[error("open {0} is that of another connection")]
+    #[error("open {0} is another connection's, or nobody's any more")]
     NotItsOwn(DurableFileId),
 }
 
@@ -578,7 +578,15 @@ impl Capture {
     async fn disconnected(&self, local: LocalOpen, value: &[u8]) -> Result<(), Refused> {
         let id = local.description.durable_file_id;
         let was_connected = local.process.is_some();
-        let local = self.report(local, |image| image.update_open_global(value)).await?;
+        let local = match self.report(local, |image| image.update_open_global(value)).await {
+            // Gone meanwhile, or moved. smbd would die of a refusal here (smbXsrv_open_close frees the record twice).
+            Err(Refused::Rejected(outcome)) => {
+                debug!(durable_file_id = %id, %outcome, "a client is away whose open is not this node's any more");
+                self.opens().remove(id);
+                return Err(Refused::NotItsOwn(id));
+            }
+            reported => reported?,
+        };
         self.opens().insert(local);
         if was_connected {
             let (_, outcome) = self.proposer.propose(Request::Disconnect(id)).await?;
