@@ -18,6 +18,7 @@ use std::time::Duration;
 use statedb::FileKey;
 use thiserror::Error;
 
+use crate::dos_attributes;
 use crate::moved_files::MovedFiles;
 use crate::records::{CookieStat, DurableCookie, NtTime, UnixNanos};
 use crate::version::Layout;
@@ -28,7 +29,12 @@ pub const MADE_BY_THE_OPEN_WITHIN: Duration = Duration::from_secs(1);
 
 /// The metadata of a file at one moment.
 #[derive(Clone, Debug)]
-pub struct FileStat(std::fs::Metadata);
+pub struct FileStat {
+    metadata: std::fs::Metadata,
+    /// As smbd has written it down: not always when it makes a file, and for one that others have made when it first
+    /// changes it.
+    creation_time: Option<NtTime>,
+}
 
 impl FileStat {
     /// Reads the metadata of the file of a durable open and checks that it is still the same file.
@@ -38,15 +44,16 @@ impl FileStat {
     pub fn read(cookie: &DurableCookie, path: &str) -> Result<Self, StatError> {
         let path = Path::new(&cookie.service_path).join(path);
         let stat = match std::fs::symlink_metadata(&path) {
-            Ok(metadata) => Self(metadata),
+            Ok(metadata) => Self { metadata, creation_time: dos_attributes::creation_time(&path) },
             Err(source) => return Err(StatError::Io { path, source }),
         };
         // A VFS module such as fileid may number devices in its own way; then only the inode can be held
         // against the file id.
         let devices_are_mapped = cookie.file.device != cookie.stat.device;
-        let same_device = devices_are_mapped || stat.0.dev() == cookie.file.device;
-        if !stat.0.is_file() || stat.0.ino() != cookie.file.inode || !same_device {
-            let found = FileKey { device: stat.0.dev(), inode: stat.0.ino(), extid: 0 };
+        let metadata = &stat.metadata;
+        let same_device = devices_are_mapped || metadata.dev() == cookie.file.device;
+        if !metadata.is_file() || metadata.ino() != cookie.file.inode || !same_device {
+            let found = FileKey { device: metadata.dev(), inode: metadata.ino(), extid: 0 };
             return Err(StatError::Replaced { path, expected: cookie.file, found });
         }
         Ok(stat)
@@ -73,14 +80,14 @@ impl FileStat {
     /// Whether the file may have been made after an open that was made at `opened_at`.
     fn may_be_younger_than(&self, opened_at: NtTime) -> bool {
         let made_before =
-            self.0.created().ok().and_then(|made_at| made_at.checked_sub(MADE_BY_THE_OPEN_WITHIN));
+            self.metadata.created().ok().and_then(|made_at| made_at.checked_sub(MADE_BY_THE_OPEN_WITHIN));
         made_before.is_none_or(|made_before| NtTime::from(made_before) > opened_at)
     }
 
     /// The metadata as smbd keeps them in a cookie; `before` is what the cookie had.
     #[must_use]
     pub fn to_cookie(&self, layout: Layout, before: &CookieStat) -> CookieStat {
-        let metadata = &self.0;
+        let metadata = &self.metadata;
         let atime = unix_nanos(metadata.atime(), metadata.atime_nsec());
         let mtime = unix_nanos(metadata.mtime(), metadata.mtime_nsec());
         let ctime = match layout {
@@ -89,11 +96,15 @@ impl FileStat {
             Layout::V4_17 => unix_nanos(metadata.mtime(), metadata.ctime_nsec()),
             Layout::V4_22 | Layout::V4_25 => unix_nanos(metadata.ctime(), metadata.ctime_nsec()),
         };
-        let btime = if before.internal_flags & CookieStat::CALCULATED_BTIME != 0 {
-            [ctime, mtime, atime].into_iter().min().expect("there are three")
-        } else {
-            // It comes from the file's DOS attributes, which no write changes.
-            before.btime
+        let was_calculated = before.internal_flags & CookieStat::CALCULATED_BTIME != 0;
+        let (btime, internal_flags) = match self.creation_time {
+            Some(written_down) => {
+                (written_down.into(), before.internal_flags & !CookieStat::CALCULATED_BTIME)
+            }
+            None if was_calculated => {
+                ([ctime, mtime, atime].into_iter().min().expect("there are three"), before.internal_flags)
+            }
+            None => (before.btime, before.internal_flags),
         };
         CookieStat {
             device: metadata.dev(),
@@ -111,7 +122,7 @@ impl FileStat {
             block_size: metadata.blksize(),
             blocks: metadata.blocks(),
             flags: before.flags,
-            internal_flags: before.internal_flags,
+            internal_flags,
         }
     }
 }

@@ -27,6 +27,7 @@ pub mod allocator;
 pub mod config;
 pub mod ctdb;
 pub mod databases;
+mod dos_attributes;
 pub mod file_stat;
 pub mod identity;
 pub mod image;

@@ -1,7 +1,9 @@
 //! What becomes of a durable open when its node gets SIGKILL.
 
 use std::{
+    fs::Permissions,
     net::SocketAddr,
+    os::unix::fs::PermissionsExt,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -15,7 +17,7 @@ use harness::{
     samba::{SambaSite, SambaTools, Smbd, SmbdOptions, samba_or_skip},
     smb_client::{Client, CreateRequest, Credentials, NtStatus, Session, Tree},
     smbtorture::{self, Verdict},
-    workload::Holder,
+    workload::{Holder, reclaim},
 };
 
 use nix::{
@@ -371,5 +373,40 @@ async fn what_smbd_grants_never_contradicts_itself() {
         assert_eq!(report.verdict, Verdict::Success, "{test}\n{}", report.output);
         let status = cluster.status(0).await.unwrap();
         assert_eq!((status.contradictions, status.conflicts_refused), (0, 0), "{test}: {status:?}");
+    }
+}
+
+/// A file that was not made by Samba has no creation time of Samba's until a client first writes it, and from then on it has
+/// one. `smbd` compares that with what it knew when it granted the open.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_open_of_a_file_that_samba_has_not_made_survives_too() {
+    let Some(tools) = samba_or_skip() else { return };
+    let mut cluster = Cluster::start(ClusterOptions::with_samba(PROGRAM, tools).patient()).await.unwrap();
+    let owner = Client::new(cluster.credentials());
+    let (_session, share) = enter(&cluster, &owner, 0).await;
+    let mut opens = Vec::new();
+    for (path, is_written) in [("written", true), ("read", false)] {
+        let file = cluster.site().share_dir().join(path);
+        std::fs::write(&file, b"from elsewhere").unwrap();
+        std::fs::set_permissions(&file, Permissions::from_mode(0o666)).unwrap();
+        let open = share.create(CreateRequest::durable_v2_with_batch(path)).await.unwrap();
+        if is_written {
+            open.write(0, b"FROM").await.unwrap();
+        } else {
+            open.read(0, 4).await.unwrap();
+        }
+        opens.push(open);
+    }
+
+    for node in [0, 1] {
+        cluster.kill(node).unwrap();
+        let survivor = node + 1;
+        let (_session, share) = enter(&cluster, &owner, survivor).await;
+        for open in &mut opens {
+            *open = reclaim(&share, open).await.unwrap();
+        }
+        if node == 0 {
+            cluster.start_node(0).await.unwrap();
+        }
     }
 }

@@ -101,6 +101,18 @@ impl NtTime {
     }
 }
 
+impl From<NtTime> for UnixNanos {
+    /// Instants before 1970 become 1970.
+    fn from(time: NtTime) -> Self {
+        let ticks = time.0.saturating_sub(NtTime::UNIX_EPOCH);
+        let nanos = ticks % NtTime::TICKS_PER_SECOND * 100;
+        Self {
+            seconds: i64::try_from(ticks / NtTime::TICKS_PER_SECOND).unwrap_or(i64::MAX),
+            nanos: u32::try_from(nanos).expect("less than a second"),
+        }
+    }
+}
+
 impl From<SystemTime> for NtTime {
     /// Instants before 1970 become 1970.
     fn from(time: SystemTime) -> Self {
