@@ -6,7 +6,7 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use futures::{StreamExt, future::join_all, stream};
+use futures::{FutureExt, StreamExt, future::join_all, stream};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::time;
 
@@ -106,6 +106,9 @@ impl Worker {
                 return;
             }
             // A request may have timed out on a connection that still stands.
+            let why = arrival.session.ended().now_or_never();
+            let why = why.unwrap_or_else(|| "a request had no answer in time".to_owned());
+            world.oracle.note(format!("client {number} leaves node {}: {why}", arrival.node));
             arrival.session.drop_connection().await;
         }
     }
