@@ -380,33 +380,38 @@ async fn what_smbd_grants_never_contradicts_itself() {
 /// one. `smbd` compares that with what it knew when it granted the open.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_open_of_a_file_that_samba_has_not_made_survives_too() {
-    let Some(tools) = samba_or_skip() else { return };
-    let mut cluster = Cluster::start(ClusterOptions::with_samba(PROGRAM, tools).patient()).await.unwrap();
-    let owner = Client::new(cluster.credentials());
-    let (_session, share) = enter(&cluster, &owner, 0).await;
-    let mut opens = Vec::new();
-    for (path, is_written) in [("written", true), ("read", false)] {
-        let file = cluster.site().share_dir().join(path);
-        std::fs::write(&file, b"from elsewhere").unwrap();
-        std::fs::set_permissions(&file, Permissions::from_mode(0o666)).unwrap();
-        let open = share.create(CreateRequest::durable_v2_with_batch(path)).await.unwrap();
-        if is_written {
-            open.write(0, b"FROM").await.unwrap();
-        } else {
-            open.read(0, 4).await.unwrap();
-        }
-        opens.push(open);
+    if samba_or_skip().is_none() {
+        return;
     }
-
-    for node in [0, 1] {
-        cluster.kill(node).unwrap();
-        let survivor = node + 1;
-        let (_session, share) = enter(&cluster, &owner, survivor).await;
-        for open in &mut opens {
-            *open = reclaim(&share, open).await.unwrap();
+    for tools in SambaTools::all_there() {
+        let version = tools.version();
+        let mut cluster = Cluster::start(ClusterOptions::with_samba(PROGRAM, tools).patient()).await.unwrap();
+        let owner = Client::new(cluster.credentials());
+        let (_session, share) = enter(&cluster, &owner, 0).await;
+        let mut opens = Vec::new();
+        for (path, is_written) in [("written", true), ("read", false)] {
+            let file = cluster.site().share_dir().join(path);
+            std::fs::write(&file, b"from elsewhere").unwrap();
+            std::fs::set_permissions(&file, Permissions::from_mode(0o666)).unwrap();
+            let open = share.create(CreateRequest::durable_v2_with_batch(path)).await.unwrap();
+            if is_written {
+                open.write(0, b"FROM").await.unwrap();
+            } else {
+                open.read(0, 4).await.unwrap();
+            }
+            opens.push(open);
         }
-        if node == 0 {
-            cluster.start_node(0).await.unwrap();
+
+        for node in [0, 1] {
+            cluster.kill(node).unwrap();
+            let (_session, share) = enter(&cluster, &owner, node + 1).await;
+            for open in &mut opens {
+                *open =
+                    reclaim(&share, open).await.unwrap_or_else(|broken| panic!("{version:?}: {broken:?}"));
+            }
+            if node == 0 {
+                cluster.start_node(0).await.unwrap();
+            }
         }
     }
 }

@@ -53,7 +53,8 @@ impl Smbd {
         };
         self.ask(&Request::Store {
             database: Database::TconGlobal,
-            key: share.as_bytes().to_vec(),
+            // Another one for each.
+            key: self.request_id.to_be_bytes().to_vec(),
             value: record.encode(Layout::V4_17),
         })
     }

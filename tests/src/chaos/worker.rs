@@ -202,7 +202,16 @@ impl Application {
 
     /// Does one thing after the other until everybody is to stand still.
     async fn work(&mut self, world: &World, arrival: &Arrival) -> Result<(), Interrupted> {
-        while matches!(world.phase(), Phase::Work | Phase::Gather) {
+        loop {
+            match world.phase() {
+                Phase::Work => {}
+                // Leaves the machine to those who are on their way back.
+                Phase::Gather => {
+                    world.phase_after(Phase::Gather).await;
+                    continue;
+                }
+                Phase::Still | Phase::End => return Ok(()),
+            }
             world.seat(self.client, |seat| seat.held[self.index] = self.handles.len());
             if self.handles.len() < self.opens {
                 self.open(world, arrival).await?;
@@ -215,7 +224,6 @@ impl Application {
             }
             time::sleep(Duration::from_millis(self.rng.random_range(0..PAUSE_MAX_MS))).await;
         }
-        Ok(())
     }
 
     /// Opens a new file, one that was closed, or one that others have open too.
