@@ -108,7 +108,8 @@ impl TreeConnects {
     /// The shares that a process has entered.
     #[must_use]
     pub fn of(&self, process: u32) -> BTreeSet<ShareName> {
-        let of_it = self.shares.iter().filter(|(connect, _)| connect.process == process);
+        let first = TreeConnect { process, record: Vec::new() };
+        let of_it = self.shares.range(first..).take_while(|(connect, _)| connect.process == process);
         of_it.map(|(_, share)| share.clone()).collect()
     }
 
