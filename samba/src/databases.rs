@@ -288,11 +288,7 @@ impl LocalDatabases {
             })
         })?;
         self.remove_leases(file, unused_leases)?;
-        self.edit(Table::Brlock, &key, |local, is_alive| {
-            let local = BrlockEntry::decode_all(layout, local.unwrap_or_default())?;
-            let edit = Present { is_alive, is_known: &*is_known }.lay_locks(&local);
-            Ok((edit.map(|locks| BrlockEntry::encode_all(layout, &locks)), ()))
-        })
+        self.edit_locks(&key, |local, is_alive| Present { is_alive, is_known: &*is_known }.lay_locks(local))
     }
 
     /// Whether somebody has a file open: a living process, or a client that is away.
@@ -309,17 +305,12 @@ impl LocalDatabases {
     /// refuses oplocks, locks and reconnects beside them, also in the next file that gets the inode.
     pub fn remove_locks_of_the_dead(&mut self) -> Result<(), PlaceError> {
         self.alive.retain(|_, alive| !*alive);
-        let layout = self.layout;
         for RawRecord { key, value } in self.store.records(Table::Brlock)? {
-            let locks = BrlockEntry::decode_all(layout, &value)?;
+            let locks = BrlockEntry::decode_all(self.layout, &value)?;
             if self.decide(|is_alive| materialise::locks_of_the_living(&locks, is_alive))? == Edit::Keep {
                 continue;
             }
-            self.edit(Table::Brlock, &key, |local, is_alive| {
-                let local = BrlockEntry::decode_all(layout, local.unwrap_or_default())?;
-                let edit = materialise::locks_of_the_living(&local, is_alive);
-                Ok((edit.map(|locks| BrlockEntry::encode_all(layout, &locks)), ()))
-            })?;
+            self.edit_locks(&key, |local, is_alive| materialise::locks_of_the_living(local, is_alive))?;
         }
         Ok(())
     }
@@ -419,10 +410,19 @@ impl LocalDatabases {
             })
         })?;
         self.remove_leases(file, unused_leases)?;
-        self.edit(Table::Brlock, &key, |local, _| {
+        self.edit_locks(&key, |local, _| materialise::remove_byte_range_locks(local, traces))
+    }
+
+    /// Changes the byte-range locks of a file.
+    fn edit_locks(
+        &mut self,
+        key: &[u8],
+        decide: impl Fn(&[BrlockEntry], IsAlive<'_>) -> Edit<Vec<BrlockEntry>>,
+    ) -> Result<(), PlaceError> {
+        let layout = self.layout;
+        self.edit(Table::Brlock, key, |local, is_alive| {
             let local = BrlockEntry::decode_all(layout, local.unwrap_or_default())?;
-            let edit = materialise::remove_byte_range_locks(&local, traces);
-            Ok((edit.map(|locks| BrlockEntry::encode_all(layout, &locks)), ()))
+            Ok((decide(&local, is_alive).map(|locks| BrlockEntry::encode_all(layout, &locks)), ()))
         })
     }
 

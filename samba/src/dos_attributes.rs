@@ -22,7 +22,9 @@ pub(crate) fn creation_time(path: &Path) -> Option<NtTime> {
     parse(value.get(..len)?)
 }
 
-/// An empty string, the version twice, and what the version has. Versions before 3 are of Samba 3, which knew no such time.
+/// An empty string, the version twice, and what the version has, from the flags at 8 on. Before the creation time version 5 has
+/// the attributes, 4 another time as well, and 3 three sizes. Earlier ones have no flags and are not written any more: what
+/// such a one says smbd knew when it granted the open.
 fn parse(value: &[u8]) -> Option<NtTime> {
     let u16_at = |at: usize| Some(u16::from_le_bytes(value.get(at..at + 2)?.try_into().ok()?));
     let u32_at = |at: usize| Some(u32::from_le_bytes(value.get(at..at + 4)?.try_into().ok()?));
@@ -57,12 +59,18 @@ mod tests {
     }
 
     #[test]
-    fn an_earlier_version_has_it_behind_another_time() {
+    fn earlier_versions_have_it_further_behind() {
         let mut version_4 = [0; 32];
         version_4[..16].copy_from_slice(&VERSION_5[..16]);
         version_4[2..6].copy_from_slice(&[4, 0, 4, 0]);
         version_4[24..].copy_from_slice(&VERSION_5[16..]);
         assert_eq!(parse(&version_4), parse(&VERSION_5));
+
+        let mut version_3 = [0; 52];
+        version_3[..16].copy_from_slice(&VERSION_5[..16]);
+        version_3[2..6].copy_from_slice(&[3, 0, 3, 0]);
+        version_3[36..44].copy_from_slice(&VERSION_5[16..]);
+        assert_eq!(parse(&version_3), parse(&VERSION_5));
     }
 
     #[test]

@@ -150,6 +150,12 @@ impl ClusterOptions {
         ];
         Self { timing, ..self }
     }
+
+    /// The same with time enough to start a sidecar again, on such a machine, before its `smbd` is fenced.
+    #[must_use]
+    pub fn with_time_for_sidecars(self) -> Self {
+        Self { timing: vec![("self_fence_after_ms", 8_000), ("node_down_after_ms", 10_000)], ..self }
+    }
 }
 
 /// Why a cluster does not work as the harness wants it to.

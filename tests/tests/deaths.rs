@@ -20,10 +20,7 @@ async fn cluster(tools: SambaTools) -> Cluster {
 }
 
 async fn cluster_whose_sidecars_may_restart(tools: SambaTools) -> Cluster {
-    let mut options = ClusterOptions::with_samba(PROGRAM, tools);
-    // Time enough to start a process on a machine that is busy with other tests.
-    options.timing = vec![("self_fence_after_ms", 8_000), ("node_down_after_ms", 10_000)];
-    Cluster::start(options).await.unwrap()
+    Cluster::start(ClusterOptions::with_samba(PROGRAM, tools).with_time_for_sidecars()).await.unwrap()
 }
 
 async fn open(share: &Tree, path: &str) -> Opened {

@@ -380,9 +380,6 @@ async fn what_smbd_grants_never_contradicts_itself() {
 /// one. `smbd` compares that with what it knew when it granted the open.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_open_of_a_file_that_samba_has_not_made_survives_too() {
-    if samba_or_skip().is_none() {
-        return;
-    }
     for tools in SambaTools::all_there() {
         let version = tools.version();
         let mut cluster = Cluster::start(ClusterOptions::with_samba(PROGRAM, tools).patient()).await.unwrap();

@@ -145,8 +145,7 @@ async fn two_nodes_that_reach_a_file_by_two_shares_do_not_both_grant_it() {
 
 /// A cluster with two shares of one directory, whose sidecars may be away for a moment on a busy machine.
 async fn cluster_with_two_shares() -> Option<Cluster> {
-    let mut options = ClusterOptions::with_samba(PROGRAM, samba_or_skip()?);
-    options.timing = vec![("self_fence_after_ms", 8_000), ("node_down_after_ms", 10_000)];
+    let mut options = ClusterOptions::with_samba(PROGRAM, samba_or_skip()?).with_time_for_sidecars();
     options.smbd.more_shares.push(SECOND_SHARE.to_owned());
     Some(Cluster::start(options).await.unwrap())
 }

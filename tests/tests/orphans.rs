@@ -186,9 +186,7 @@ async fn the_death_of_its_keeper_gives_no_disconnected_open_more_time() {
 async fn an_orphan_ends_at_its_time_although_the_sidecar_was_restarted() {
     const TIMEOUT: Duration = Duration::from_secs(9);
     let Some(tools) = samba_or_skip() else { return };
-    let mut options = ClusterOptions::with_samba(PROGRAM, tools);
-    // Time enough to start a process on a machine that is busy with other tests.
-    options.timing = vec![("self_fence_after_ms", 8_000), ("node_down_after_ms", 10_000)];
+    let options = ClusterOptions::with_samba(PROGRAM, tools).with_time_for_sidecars();
     let mut cluster = Cluster::start(options).await.unwrap();
     let owner = Client::new(cluster.credentials());
     let (session, share) = cluster.connect(&owner, 0).await.unwrap();

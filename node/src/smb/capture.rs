@@ -579,7 +579,7 @@ impl Capture {
         let id = local.description.durable_file_id;
         let was_connected = local.process.is_some();
         let local = match self.report(local, |image| image.update_open_global(value)).await {
-            // Gone meanwhile, or moved. smbd would die of a refusal here (smbXsrv_open_close frees the record twice).
+            // Gone meanwhile, or moved. smbd would die of a refusal here (4.17: smbXsrv_open_close uses the record after it is freed).
             Err(Refused::Rejected(outcome)) => {
                 debug!(durable_file_id = %id, %outcome, "a client is away whose open is not this node's any more");
                 self.opens().remove(id);

@@ -21,7 +21,7 @@ use crate::smb_client::{Client, CreateRequest, Credentials, Session, SmbError, T
 pub(super) enum Phase {
     /// Open, write, lock, close, come back.
     Work,
-    /// The same, but nobody goes away by himself.
+    /// Come back, and do not go away again. Who has much to do rests.
     Gather,
     /// Stand still, so that the world can be compared with what is known of it.
     Still,
