@@ -272,8 +272,8 @@ impl Findings {
         };
         let socket = &clustering.ctdbd_socket;
         let asked = Connection::open(socket, CTDBD_ANSWERS_WITHIN)
-            .and_then(|mut ctdbd| Ok((ctdbd.pnn(), ctdbd.cluster_lock()?)));
-        let (pnn, lock) = match asked {
+            .and_then(|mut ctdbd| Ok((ctdbd.pnn(), ctdbd.cluster_lock()?, ctdbd.bans_are_allowed()?)));
+        let (pnn, lock, bans_are_allowed) = match asked {
             Ok(answer) => answer,
             Err(error) => {
                 self.note(
@@ -294,6 +294,16 @@ impl Findings {
                 "CTDB has none: a node that is cut off can go on as a cluster of its own",
                 "set \"cluster lock\" in the [cluster] section of ctdb.conf, on every node",
             ),
+        }
+        if bans_are_allowed {
+            self.ok("bans", "a node that has hung can be kept from bringing its old records back");
+        } else {
+            self.note(
+                "bans",
+                Verdict::Warning,
+                "CTDB allows none: a node that has hung can bring records of long ago back",
+                "set EnableBans=1 in ctdb.tunables, on every node",
+            );
         }
         true
     }

@@ -129,17 +129,20 @@ async fn a_client_has_its_opens_back_on_a_survivor() {
     }
 }
 
-/// What would let a cluster that has fallen apart go on twice is told before anything happens.
+/// What would let a cluster that has fallen apart go on twice, or with records of different ages, is told before anything
+/// happens.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn samba_check_says_whether_ctdb_has_a_cluster_lock() {
+async fn samba_check_says_whether_ctdb_has_a_cluster_lock_and_bans() {
     let Some(tools) = samba_or_skip() else { return };
-    let with_lock = ClusterOptions::with_ctdb(PROGRAM, tools);
-    for (options, verdict) in [(with_lock.clone(), "ok"), (with_lock.with_wires(), "warning")] {
+    let right = ClusterOptions::with_ctdb(PROGRAM, tools);
+    let wrong = ClusterOptions { ctdb_tunables: vec![("EnableBans", 0)], ..right.clone().with_wires() };
+    for (options, verdict) in [(right, "ok"), (wrong, "warning")] {
         let cluster = Cluster::start(options.patient()).await.unwrap();
         let report = cluster.samba_check(1).unwrap();
         let findings = report["findings"].as_array().unwrap();
         let of = |what: &str| findings.iter().find(|finding| finding["what"] == what).unwrap();
         assert_eq!(of("cluster lock")["verdict"], verdict, "{report:#}");
+        assert_eq!(of("bans")["verdict"], verdict, "{report:#}");
         assert_eq!((&of("topology")["verdict"], &of("shim")["verdict"]), (&"ok".into(), &"ok".into()));
     }
 }
@@ -260,6 +263,51 @@ async fn the_locks_of_a_dead_node_go_with_it() {
 
     let open = workload::until_durable(&others_share, "file").await.unwrap();
     open.lock(&[LockElement::exclusive(10, 5)]).await.unwrap();
+}
+
+/// The others go on without a node that hangs. Then its ctdbd goes on too, with records as they were long ago, which CTDB
+/// could take for the newest.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_has_hung_brings_no_record_back() {
+    let Some(tools) = samba_or_skip() else { return };
+    let mut options = ClusterOptions::with_ctdb(PROGRAM, tools).patient();
+    options.ctdb_tunables = vec![("KeepaliveInterval", 1), ("KeepaliveLimit", 3)];
+    let mut cluster = Cluster::start(options).await.unwrap();
+    // A leader that hangs keeps the cluster lock, and nobody recovers.
+    let living = cluster.ctdbd(0).unwrap().status().await.unwrap().leader.unwrap();
+    let (hung, third) = ((living + 1) % 3, (living + 2) % 3);
+    let (client, others) = (Client::new(cluster.credentials()), Client::new(cluster.credentials()));
+    let (_session, share) = cluster.connect(&client, living).await.unwrap();
+    let closed = share.create(CreateRequest::new("closed")).await.unwrap();
+    let unlocked = share.create(CreateRequest::new("unlocked")).await.unwrap();
+    unlocked.lock(&[LockElement::exclusive(0, 1)]).await.unwrap();
+    // The records go to the node that will hang.
+    let (_others, others_share) = cluster.connect(&others, hung).await.unwrap();
+    for path in ["closed", "unlocked"] {
+        let open = others_share.create(CreateRequest::new(path)).await.unwrap();
+        open.lock(&[LockElement::exclusive(10, 1)]).await.unwrap();
+        open.close().await.unwrap();
+    }
+
+    cluster.pause(hung);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let status = cluster.ctdbd(living).unwrap().status().await;
+        if status.as_ref().is_some_and(|status| !status.healthy[hung] && status.recovered) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{status:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    closed.close().await.unwrap();
+    unlocked.lock(&[LockElement::unlock(0, 1)]).await.unwrap();
+    cluster.resume(hung);
+    cluster.ctdb_recovered().await.unwrap();
+
+    let (_session, share) = cluster.connect(&Client::new(cluster.credentials()), third).await.unwrap();
+    share.create(alone("closed")).await.unwrap();
+    let open = share.create(CreateRequest::new("unlocked")).await.unwrap();
+    open.lock(&[LockElement::exclusive(0, 1)]).await.unwrap();
 }
 
 /// Nobody dies: what Samba does by itself between its nodes goes on as before, and is known to the cluster.

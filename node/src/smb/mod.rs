@@ -13,6 +13,7 @@
 //! | `deletion` | files that a dead `smbd` should have deleted |
 //! | [`left_behind`] | what a process leaves that dies alone |
 //! | [`reconcile`] | the orphans in this node's databases |
+//! | `stale_records` | under CTDB: no record of long ago comes back with a node that has hung |
 //! | [`tracker`] | the shared page |
 //!
 //! Nothing else here is needed after a crash: it is rebuilt from the log and from what `smbd` says again.
@@ -28,5 +29,6 @@ pub mod look;
 pub mod processes;
 pub mod reconcile;
 pub mod service;
+mod stale_records;
 pub mod tracker;
 pub mod tree_connects;

@@ -29,6 +29,7 @@ use super::left_behind::LeftBehind;
 use super::look::{Lookout, Smbd};
 use super::processes::{Processes, is_doomed, is_going};
 use super::reconcile::{Found, Reconciled, Reconciler, Reports};
+use super::stale_records;
 use super::tracker::Tracker;
 use super::tree_connects::{TreeConnect, TreeConnects};
 use crate::config::{Config, SambaConfig, Timing};
@@ -250,8 +251,9 @@ impl SmbService {
         tokio::spawn(reconciler.run(stop.clone()));
         let lookout =
             Arc::new(Lookout::new(Arc::clone(&raft), Arc::clone(&lease), node, timing, reconciled.clone()));
-        if settings.is_clustered() {
+        if let Location::Clustered { socket } = settings.location() {
             tokio::spawn(Arc::clone(&lookout).run(Arc::clone(&tracker), stop.clone()));
+            tokio::spawn(stale_records::keep_out(socket, Arc::clone(&lease), stop.clone()));
         }
         tokio::spawn(Arc::clone(&lookout).close_contradicted(to_close));
         tokio::spawn(Arc::clone(&lookout).report_deleted(to_report));

@@ -81,6 +81,37 @@ impl Connection {
         Ok(reply.status != NORMAL)
     }
 
+    /// Whether this node can be banned: the tunable `EnableBans` of ctdb-tunables(7).
+    pub fn bans_are_allowed(&mut self) -> Result<bool, CtdbError> {
+        let name = terminated("EnableBans");
+        let data = [&length_of(&name)?.to_ne_bytes()[..], &name].concat();
+        let reply = self.question("ask for a tunable", Opcode::GetTunable, &data)?;
+        Ok(Fields { rest: &reply.data, packet: "the tunable" }.u32("value")? != 0)
+    }
+
+    /// Which recovery the records of a node come from: each has a number, the same on all nodes that took part. `None` for a
+    /// node that has taken part in none since it was started, banned or stopped.
+    pub fn generation(&mut self, node: Pnn) -> Result<Option<u32>, CtdbError> {
+        const ASK: &str = "ask for the generation of a node";
+        const INVALID: u32 = 1;
+        let Reply { status, message, data, .. } = self.control(ASK, Opcode::GetVnnMap, Some(node), &[])?;
+        if status != 0 {
+            return Err(CtdbError::Refused { operation: ASK, status, message });
+        }
+        let generation = Fields { rest: &data, packet: "the map of virtual nodes" }.u32("generation")?;
+        Ok((generation != INVALID).then_some(generation))
+    }
+
+    /// Puts this node out of the cluster for a while, in whole seconds, as `ctdb ban` does. What it holds of volatile
+    /// databases counts for nothing from then on: the next recovery that it takes part in gives it everything anew.
+    ///
+    /// Without effect, and no error, where bans are not allowed.
+    pub fn ban(&mut self, time: Duration) -> Result<(), CtdbError> {
+        let seconds = u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
+        let data = [self.pnn.0.to_ne_bytes(), seconds.to_ne_bytes()].concat();
+        self.question("ban this node", Opcode::SetBanState, &data).map(drop)
+    }
+
     /// What keeps two parts of a cluster that do not see each other from both going on: the `cluster lock` of
     /// ctdb.conf(5), called `recovery lock` before. `None` where there is none.
     pub fn cluster_lock(&mut self) -> Result<Option<String>, CtdbError> {

@@ -8,13 +8,15 @@
 //!
 //! - [`Connection`]: one connection to ctdbd, blocking and bounded.
 //! - [`RecordHeader`]: what stands in front of every value in the file.
+//! - [`Membership`]: whether this node's copies of records are worth anything.
 //! - [`ClusterDatabase`]: a database, read and edited by these rules.
 //!
-//! What it does not do: persistent databases, transactions, messages, public addresses. It asks for nothing that
-//! changes the cluster.
+//! What it does not do: persistent databases, transactions, messages, public addresses. Of what changes the cluster it can
+//! ask for one thing: to be put out of it for a while ([`Connection::ban`]).
 
 mod connection;
 mod database;
+mod membership;
 mod node_map;
 mod packet;
 mod record;
@@ -22,6 +24,7 @@ pub(crate) mod store;
 
 pub use connection::{Connection, CtdbError};
 pub use database::ClusterDatabase;
+pub use membership::Membership;
 pub use node_map::NodeStatus;
 pub use packet::{DatabaseId, PacketError, Pnn};
 pub use record::RecordHeader;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use samba::CtdbError;
-use samba::ctdb::{ClusterDatabase, Connection, Pnn};
+use samba::ctdb::{ClusterDatabase, Connection, Membership, Pnn};
 use samba::materialise::Edit;
 use samba::records::ServerId;
 
@@ -199,4 +199,26 @@ fn store_during_a_recovery_waits_for_its_end() {
     for key in &keys {
         assert_eq!(fetch(&mut nodes[2], key).as_deref(), Some(&b"after"[..]));
     }
+}
+
+/// What a node holds that was out of the cluster is worth nothing afterwards.
+#[test]
+fn node_that_was_banned_forgets_its_records() {
+    if !ctdb_is_there() {
+        return;
+    }
+    let cluster = Cluster::start(2);
+    let (mut node, mut other) = (cluster.attach(1, DATABASE), cluster.attach(0, DATABASE));
+    store(&mut node, b"key", b"known to this node only");
+    assert_eq!(node.0.membership().unwrap(), Membership::Member);
+
+    node.0.ban(Duration::from_secs(2)).unwrap();
+
+    assert_eq!(node.0.membership().unwrap(), Membership::Outside);
+    assert_eq!(other.0.membership().unwrap(), Membership::Alone);
+    cluster.wait_until("both are in the cluster", |cluster| {
+        (0..2).all(|node| matches!(cluster.connect(node).membership(), Ok(Membership::Member)))
+    });
+    assert_eq!(fetch(&mut other, b"key"), None);
+    assert_eq!(fetch(&mut node, b"key"), None);
 }
