@@ -256,10 +256,38 @@ impl Smbd {
 }
 
 /// The node that puts back what dead nodes of a CTDB cluster have left, and removes it when its time is up: one does it for
-/// all, and if that one dies too the next one goes on.
+/// all, and if that one dies too the next one goes on. It is the one that has been up for longest, so that nobody who comes
+/// takes over from one that is in the midst of it.
 #[must_use]
 pub(super) fn keeper_of_orphans(state: &State) -> Option<NodeId> {
-    let mut up =
+    let up =
         state.nodes().filter(|(_, node)| node.arbiter == Arbiter::SmbCluster && node.state == NodeState::Up);
-    up.next().map(|(id, _)| id)
+    up.min_by_key(|(_, node)| node.registered_at).map(|(id, _)| id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use statedb::{Command, Instance, Limits, LogId, Timestamp};
+
+    #[test]
+    fn nobody_who_comes_takes_over_from_the_keeper_of_orphans() {
+        let mut state = State::new(Limits::DEFAULT);
+        let mut index = 0..;
+        let mut start = |state: &mut State, node: u64, instance: u8| {
+            let (node, instance) = (NodeId(node), Instance([instance; 16]));
+            let start = Command::RegisterNode { node, instance, arbiter: Arbiter::SmbCluster };
+            let index = index.next().expect("there is no end");
+            state.apply(LogId { term: 1, index }, Timestamp(0), &start);
+        };
+        assert_eq!(keeper_of_orphans(&state), None);
+        start(&mut state, 2, 1);
+        start(&mut state, 1, 2);
+        start(&mut state, 3, 3);
+        assert_eq!(keeper_of_orphans(&state), Some(NodeId(2)));
+        start(&mut state, 2, 4);
+        assert_eq!(keeper_of_orphans(&state), Some(NodeId(1)));
+        start(&mut state, 3, 5);
+        assert_eq!(keeper_of_orphans(&state), Some(NodeId(1)));
+    }
 }

@@ -437,7 +437,7 @@ impl Reconciler {
     fn plan(&mut self, changed: Option<BTreeSet<DurableFileId>>) -> Plan {
         let raft = Arc::clone(&self.raft);
         raft.read(|state| {
-            let has_lost_records = self.settings.is_clustered() && self.nodes_have_changed(state);
+            let has_lost_records = self.settings.is_clustered() && self.nodes_were_lost(state);
             let all = || {
                 let known = state.opens().map(|open| open.description.durable_file_id);
                 known.chain(self.held.keys().copied()).collect()
@@ -474,16 +474,16 @@ impl Reconciler {
         })
     }
 
-    /// Whether a node of the ctdb cluster has come or gone. With one that has gone ctdb loses the records that it used
-    /// last, whosever they were: all that should be there has to be looked at again.
-    fn nodes_have_changed(&mut self, state: &State) -> bool {
+    /// Whether a node of the ctdb cluster has gone. With it ctdb loses the records that it used last, whosever they were: all
+    /// that should be there has to be looked at again. With one that comes nothing is lost, and nobody's task changes
+    /// ([`keeper_of_orphans`]).
+    fn nodes_were_lost(&mut self, state: &State) -> bool {
         let up = state.nodes().filter(|(_, node)| node.state == NodeState::Up);
-        let up: BTreeSet<_> =
-            up.map(|(node, known)| Owner { node, incarnation: known.incarnation }).collect();
-        if up == self.up {
+        let up = up.map(|(node, known)| Owner { node, incarnation: known.incarnation }).collect();
+        let before = std::mem::replace(&mut self.up, up);
+        if before.is_subset(&self.up) {
             return false;
         }
-        self.up = up;
         self.has_dead_locks = true;
         // Still to be removed when their time is up, and placed again before.
         let placed = self.held.values_mut().filter(|held| held.how == How::Orphan);

@@ -96,6 +96,7 @@ fn node_record(id: NodeId, node: &Node) -> pb::NodeRecord {
         superseded,
         answered,
         arbiter: smb::Arbiter::from(node.arbiter).into(),
+        registered_at: node.registered_at,
     }
 }
 
@@ -125,6 +126,7 @@ fn node(record: pb::NodeRecord) -> Result<Node, WireError> {
         superseded,
         arbiter: optional("NodeRecord", "arbiter", record.arbiter)?.unwrap_or(STORED_ARBITER),
         state,
+        registered_at: record.registered_at,
         first_outstanding: record.first_outstanding,
         answered,
     })

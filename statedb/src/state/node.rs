@@ -53,6 +53,8 @@ pub struct Node {
     pub arbiter: Arbiter,
     /// Whether it may act.
     pub state: NodeState,
+    /// The entry of the log by which the newest start was registered: who has been up for longer has a smaller one.
+    pub registered_at: u64,
     /// The proposer has every answer below this sequence; nothing below it is kept or accepted.
     pub first_outstanding: u64,
     /// The answers it may not have received yet, by sequence. Its length is bounded by how far
@@ -61,20 +63,21 @@ pub struct Node {
 }
 
 impl Node {
-    fn first(instance: Instance, arbiter: Arbiter) -> Self {
+    fn first(instance: Instance, arbiter: Arbiter, registered_at: u64) -> Self {
         Self {
             incarnation: Incarnation(1),
             instance,
             arbiter,
             superseded: BTreeMap::new(),
             state: NodeState::Up,
+            registered_at,
             first_outstanding: 0,
             answered: BTreeMap::new(),
         }
     }
 
     /// The node after its next start. That one counts its requests afresh.
-    fn superseded_by(&self, instance: Instance, arbiter: Arbiter) -> Self {
+    fn superseded_by(&self, instance: Instance, arbiter: Arbiter, registered_at: u64) -> Self {
         let mut superseded = self.superseded.clone();
         superseded.insert(self.incarnation, self.instance);
         while superseded.len() > SUPERSEDED_INSTANCES_MAX {
@@ -83,7 +86,7 @@ impl Node {
         Self {
             incarnation: Incarnation(self.incarnation.0 + 1),
             superseded,
-            ..Self::first(instance, arbiter)
+            ..Self::first(instance, arbiter, registered_at)
         }
     }
 
@@ -144,8 +147,9 @@ impl State {
         instance: Instance,
         arbiter: Arbiter,
     ) -> Result<Outcome, Rejection> {
+        let registered_at = self.registration_index();
         let registered = match self.nodes.get(&id) {
-            None => Node::first(instance, arbiter),
+            None => Node::first(instance, arbiter, registered_at),
             Some(node) if node.instance == instance => {
                 // Its opens may be somebody else's by now. It has to end; its successor may register.
                 if let NodeState::Down { .. } = node.state {
@@ -157,7 +161,7 @@ impl State {
                 if let Some(incarnation) = node.incarnation_of_superseded(instance) {
                     return Err(self.fenced(Owner { node: id, incarnation }));
                 }
-                node.superseded_by(instance, arbiter)
+                node.superseded_by(instance, arbiter, registered_at)
             }
         };
         if let Some(before) = self.nodes.get(&id) {
@@ -179,8 +183,13 @@ impl State {
     /// entry *j*: no two runs use the same sequence, and the first request of the later one moves the
     /// window past everything that the earlier one may still have on the way.
     fn registered(&self, incarnation: Incarnation) -> Outcome {
-        let index = self.applied().expect("a registration is an applied entry").index;
-        Outcome::Registered { incarnation, first_sequence: index.saturating_mul(self.limits.outstanding_max) }
+        let first_sequence = self.registration_index().saturating_mul(self.limits.outstanding_max);
+        Outcome::Registered { incarnation, first_sequence }
+    }
+
+    /// The entry that is being applied, which is a registration.
+    fn registration_index(&self) -> u64 {
+        self.applied().expect("a registration is an applied entry").index
     }
 
     /// Who decides between the opens of an SMB server and those of others.
@@ -245,7 +254,7 @@ mod tests {
 
     #[test]
     fn the_window_moves_forward_and_no_further_than_its_limit() {
-        let mut node = Node::first(Instance([1; 16]), Arbiter::Cluster);
+        let mut node = Node::first(Instance([1; 16]), Arbiter::Cluster, 1);
         node.first_outstanding = 10;
         for (sequence, first_outstanding, expected, moved_to) in [
             (9, 0, Err(Rejection::AnswerForgotten { sequence: 9 }), 10),
@@ -269,8 +278,8 @@ mod tests {
     fn the_newest_superseded_instances_are_remembered() {
         let instance = |start: u8| Instance([start; 16]);
         let starts = SUPERSEDED_INSTANCES_MAX as u8 + 2;
-        let node = (1..starts).fold(Node::first(instance(0), Arbiter::Cluster), |node, start| {
-            node.superseded_by(instance(start), Arbiter::Cluster)
+        let node = (1..starts).fold(Node::first(instance(0), Arbiter::Cluster, 1), |node, start| {
+            node.superseded_by(instance(start), Arbiter::Cluster, 2)
         });
         assert_eq!(node.incarnation, Incarnation(u64::from(starts)));
         assert_eq!(node.superseded.len(), SUPERSEDED_INSTANCES_MAX);

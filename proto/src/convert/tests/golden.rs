@@ -340,6 +340,7 @@ fn records() -> Named<Record> {
         superseded: [(Incarnation(1), Instance([20; 16]))].into(),
         arbiter: Arbiter::SmbServer,
         state: NodeState::Up,
+        registered_at: 0,
         first_outstanding: 38,
         answered: [(38, Outcome::Granted), (39, Outcome::Rejected(fenced()))].into(),
     };
@@ -350,6 +351,7 @@ fn records() -> Named<Record> {
     };
     let down = Node { state: NodeState::Down { since: Timestamp(10_000) }, ..node.clone() };
     let rejected = (38..).zip(rejections().into_iter().map(Outcome::Rejected)).collect();
+    let registered = Node { registered_at: 95, ..node.clone() };
     let node_cluster = Node { arbiter: Arbiter::Cluster, answered: rejected, ..node.clone() };
 
     let open = |description, arbiter, state| Record::Open(Box::new(Open { description, arbiter, state }));
@@ -395,6 +397,7 @@ fn records() -> Named<Record> {
             "delete-due-smb-server",
             Record::Delete(FILE, delete_pending(Arbiter::SmbServer, b"image", DeleteState::Due(None))),
         ),
+        ("node-registered-at", Record::Node(NodeId(1), registered)),
     ]
 }
 

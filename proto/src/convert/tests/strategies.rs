@@ -451,6 +451,7 @@ pub(super) fn outcome() -> impl Strategy<Value = Outcome> {
 prop_compose! {
     fn node()(
         (incarnation, instance, first_outstanding) in any::<(u64, [u8; 16], u64)>(),
+        registered_at in any::<u64>(),
         superseded in
             btree_map(any::<u64>().prop_map(Incarnation), any::<[u8; 16]>().prop_map(Instance), 0..3),
         arbiter in select(&ARBITERS[..]),
@@ -463,6 +464,7 @@ prop_compose! {
             superseded,
             arbiter,
             state: down_since.map_or(NodeState::Up, |since| NodeState::Down { since }),
+            registered_at,
             first_outstanding,
             answered,
         }
