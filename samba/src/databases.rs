@@ -303,16 +303,26 @@ impl LocalDatabases {
 
     /// Removes the byte-range locks of dead processes, in all files whose locks this node knows. smbd itself never does, and
     /// refuses oplocks, locks and reconnects beside them, also in the next file that gets the inode.
+    ///
+    /// A record that cannot be read stays, and keeps nothing from being done with the others; it is the error then.
     pub fn remove_locks_of_the_dead(&mut self) -> Result<(), PlaceError> {
         self.alive.retain(|_, alive| !*alive);
-        for RawRecord { key, value } in self.store.records(Table::Brlock)? {
-            let locks = BrlockEntry::decode_all(self.layout, &value)?;
-            if self.decide(|is_alive| materialise::locks_of_the_living(&locks, is_alive))? == Edit::Keep {
-                continue;
+        let mut all = Ok(());
+        for record in self.store.records(Table::Brlock)? {
+            match self.remove_locks_of_the_dead_from(&record) {
+                Err(error @ PlaceError::Record(_)) => all = all.and(Err(error)),
+                done => done?,
             }
-            self.edit_locks(&key, |local, is_alive| materialise::locks_of_the_living(local, is_alive))?;
         }
-        Ok(())
+        all
+    }
+
+    fn remove_locks_of_the_dead_from(&mut self, record: &RawRecord) -> Result<(), PlaceError> {
+        let locks = BrlockEntry::decode_all(self.layout, &record.value)?;
+        if self.decide(|is_alive| materialise::locks_of_the_living(&locks, is_alive))? == Edit::Keep {
+            return Ok(());
+        }
+        self.edit_locks(&record.key, |local, is_alive| materialise::locks_of_the_living(local, is_alive))
     }
 
     /// Looks whether somebody stands in an orphan's way, and returns what was looked at.

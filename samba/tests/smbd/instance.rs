@@ -123,10 +123,20 @@ impl Smbd {
 
     /// A record of one of its databases.
     pub(crate) fn record(&self, database: frame::Database, key: &[u8]) -> Option<Vec<u8>> {
+        self.database(database).fetch(key).expect("it can be read")
+    }
+
+    /// Stores a record in one of its databases, whatever it is.
+    pub(crate) fn store(&self, database: frame::Database, key: &[u8], value: &[u8]) {
+        let mut file = self.database(database);
+        let mut record = file.lock_chain(key, Duration::from_secs(2)).expect("nobody has it for long");
+        record.store(value).expect("it can be stored");
+    }
+
+    fn database(&self, database: frame::Database) -> TdbFile {
         let libtdb = Tdb::load().expect("libtdb comes with Samba");
         let path = self.lock_directory().join(database.file_name());
-        let mut file = TdbFile::open(&libtdb, &path, ChangeCount::None).expect("smbd runs");
-        file.fetch(key).expect("it can be read")
+        TdbFile::open(&libtdb, &path, ChangeCount::None).expect("smbd runs")
     }
 
     /// Runs a command of smbclient on the share, and returns whether it went well.

@@ -5,7 +5,8 @@ use std::time::SystemTime;
 
 use samba::materialise::Removed;
 use samba::records::{
-    Holder, LeaseRecord, LockingRecord, NtTime, OpenGlobal, ShareModes, file_key, open_global_key,
+    BrlockEntry, Holder, LeaseRecord, LockingRecord, NtTime, OpenGlobal, ServerId, ShareModes, file_key,
+    open_global_key,
 };
 use samba::tdb::Tdb;
 use samba::{
@@ -222,6 +223,40 @@ fn younger_file_with_the_inode_of_the_opened_one_is_refused() {
 }
 
 /// Opening the databases when no smbd has them open would empty them for the one who looks at them next.
+#[test]
+fn locks_of_dead_processes_are_removed_whatever_else_is_there() {
+    let Some(samba) = Samba::of_the_machine() else { return };
+    let smbd = Smbd::start(&samba, "127.0.41.9");
+    let lock = |pid| BrlockEntry {
+        smblctx: 1,
+        tid: 1,
+        server_id: ServerId { pid, task_id: 0, vnn: u32::MAX, unique_id: 1 },
+        start: 0,
+        size: 1,
+        fnum: 1,
+        exclusive: true,
+        posix: false,
+        persistent: false,
+    };
+    let value = |locks: &[BrlockEntry]| BrlockEntry::encode_all(samba.layout, locks);
+    let living = lock(u64::from(std::process::id()));
+    // No kernel has such a process.
+    let dead = lock(u64::from(u32::MAX));
+    let store = |key: &[u8], value: &[u8]| smbd.store(frame::Database::Brlock, key, value);
+    store(b"damaged 1", b"no locks");
+    store(b"dead", &value(&[dead]));
+    store(b"damaged 2", b"no locks");
+    store(b"both", &value(&[dead, living]));
+
+    let done = smbd.databases().remove_locks_of_the_dead();
+
+    assert!(matches!(done, Err(PlaceError::Record(_))), "{done:?}");
+    let record = |key: &[u8]| smbd.record(frame::Database::Brlock, key);
+    assert_eq!(record(b"dead"), None);
+    assert_eq!(record(b"both"), Some(value(&[living])));
+    assert_eq!(record(b"damaged 1").as_deref(), Some(&b"no locks"[..]));
+}
+
 #[test]
 fn databases_without_smbd_are_not_opened() {
     for samba in Samba::all() {
