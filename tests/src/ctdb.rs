@@ -203,13 +203,18 @@ impl Ctdbd {
         self.process.as_ref().map(ProcessGroup::pid)
     }
 
+    /// Its log so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
     /// Starts it, unless it is running, and does not wait for it.
     pub fn start(&mut self) -> Result<(), CtdbError> {
         if self.is_running() {
             return Ok(());
         }
         self.kill()?;
-        let log = self.log();
+        let log = self.log_file();
         let output = fs::File::options().create(true).append(true).open(&log).map_err(prepare(&log))?;
         let errors = output.try_clone().map_err(prepare(&log))?;
         let mut command = self.command(&self.ctdbd);
@@ -237,7 +242,7 @@ impl Ctdbd {
                     continue;
                 }
             };
-            let log = last_lines(&[&self.log()]);
+            let log = last_lines(&[&self.log_file()]);
             return Err(CtdbError::NotHealthy { pnn: self.pnn, problem, status: text, log });
         }
     }
@@ -290,7 +295,7 @@ impl Ctdbd {
         command
     }
 
-    fn log(&self) -> PathBuf {
+    fn log_file(&self) -> PathBuf {
         self.base.join("log")
     }
 }

@@ -101,19 +101,19 @@ impl Latecomer {
                 return;
             }
             self.opens.iter_mut().for_each(|open| open.was_left |= left);
-            too_late = self.traveller.rng.random();
-            self.stay_away(&world, too_late, left).await;
+            let wants_to_be = self.traveller.rng.random();
+            too_late = self.stay_away(&world, wants_to_be, left).await && wants_to_be;
         }
     }
 
-    /// Stays away until its opens are just about to end, or have just ended.
-    async fn stay_away(&self, world: &World, too_late: bool, left: bool) {
+    /// Stays away until its opens are just about to end, or have just ended. False if nobody can say whether they have.
+    async fn stay_away(&self, world: &World, too_late: bool, left: bool) -> bool {
         let Some((lost, node)) = self.opens.iter().map(|open| (open.confirmed, open.node)).min() else {
-            return;
+            return true;
         };
         if !too_late {
             time::sleep_until((lost + TIMEOUT - MARGIN).into()).await;
-            return;
+            return true;
         }
         let others_are_in = || {
             world.seats(|seats| {
@@ -124,7 +124,7 @@ impl Latecomer {
             })
         };
         let others = async {
-            // Who leaves by himself is known to be away at once.
+            // Who leaves by himself is known to be away at once, unless there is a death at the same time.
             while !left && !others_are_in() {
                 time::sleep(PAUSE).await;
             }
@@ -138,7 +138,12 @@ impl Latecomer {
             time::sleep(TIMEOUT + MARGIN).await;
             let struck = world.oracle.count(|account| account.blow.as_ref().map(|blow| blow.at));
             if struck.is_none_or(|struck| struck < since) {
-                return;
+                return true;
+            }
+            if left {
+                // Of several smbds with common records a living one may have waited for the dead one's, and not have looked at
+                // its connections.
+                return false;
             }
             since = Instant::now();
         }

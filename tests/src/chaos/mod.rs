@@ -46,6 +46,7 @@ use self::{
 };
 use crate::{
     cluster::{Cluster, ClusterError, ClusterOptions, Clustering},
+    ctdb::Ctdbd,
     process::ProcessError,
     samba::{SHARE, SambaError},
     smb_client::{Client, CreateRequest},
@@ -486,6 +487,7 @@ impl Chaos {
                 ("sidecar", self.cluster.sidecar_log(node)),
                 ("smbd", fs::read_to_string(smbd.with_file_name("log")).unwrap_or_default()),
                 ("smbd-output", fs::read_to_string(smbd.with_file_name("output")).unwrap_or_default()),
+                ("ctdbd", self.cluster.ctdbd(node).map(Ctdbd::log).unwrap_or_default()),
             ] {
                 let file = dir.join(format!("node{node}-{name}.log"));
                 fs::write(&file, contents).map_err(failed(&file))?;

@@ -210,9 +210,10 @@ impl Oracle {
         });
     }
 
-    /// Takes down a broken promise.
+    /// Takes down a broken promise, and says so at once: the report comes later, if at all.
     pub(super) fn violation(&self, breach: Breach, what: impl Into<String>, history: Option<&History>) {
         let what = what.into();
+        eprintln!("             broken: {breach}: {what}");
         self.count(|account| {
             *account.breaches.entry(breach).or_default() += 1;
             if account.violations.len() < VIOLATIONS_MAX {

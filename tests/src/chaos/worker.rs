@@ -228,8 +228,10 @@ impl Application {
 
     /// Opens a new file, one that was closed, or one that others have open too.
     async fn open(&mut self, world: &World, arrival: &Arrival) -> Result<(), Interrupted> {
-        let may_reopen =
-            self.closed.front().is_some_and(|file| file.presence == Presence::Must && file.paths.len() == 1);
+        let is_certain = |file: &KnownFile| {
+            file.presence == Presence::Must && file.paths.len() == 1 && file.contents.len() == 1
+        };
+        let may_reopen = self.closed.front().is_some_and(is_certain);
         let (kind, mut file) = if self.rng.random_ratio(1, 20) {
             let path = shared_file(&self.group, self.rng.random_range(0..SHARED_FILES));
             (Kind::shared(), self.new_file(world, path))
