@@ -45,8 +45,9 @@ pub(super) async fn keep_out(socket: PathBuf, lease: Arc<ServiceLease>, stop: Ca
             Some(until) if !is_doubtful => until.saturating_duration_since(Instant::now()),
             _ => {
                 let membership = ban_if_stale(&socket).await;
+                // An error is no answer: it may hang, or not run.
                 is_doubtful = !matches!(membership, Ok(Membership::Member | Membership::Outside));
-                bans = if let Ok(Membership::Stale) = membership { bans.saturating_add(1) } else { 0 };
+                bans = if matches!(membership, Ok(Membership::Stale)) { bans.saturating_add(1) } else { 0 };
                 match bans {
                     1 => warn!(
                         for_s = BAN.as_secs(),
