@@ -22,7 +22,7 @@ use statedb::{AccessMask, ClientGuid, LeaseKey, LeaseState};
 
 use super::Traces;
 use crate::image::OpenImage;
-use crate::records::{BrlockEntry, LockingRecord, ServerId, ShareModeEntry};
+use crate::records::{BrlockEntry, LockingRecord, ServerId, ShareModeData, ShareModeEntry};
 
 /// Whether an open in the share modes of an orphan's file contradicts the orphan: their share modes exclude each other,
 /// or what one of them caches would have had to be broken for the other.
@@ -47,9 +47,13 @@ pub fn stands_in_the_way(
     if share_modes.entries.iter().any(|entry| traces.has_entry(entry)) {
         return false;
     }
-    // Whoever marks a file for deletion takes away everybody else's handle caching, which every orphan lives by.
-    let marks = share_modes.data.as_ref().map_or(0, |data| data.delete_tokens.marks.len());
-    let was_marked = marks > image.data().delete_tokens.marks.len();
+    // Whoever marks a file for deletion takes away everybody else's handle caching, which every orphan lives by. A recovery
+    // of CTDB also brings marks back of a file that had the inode before, and was deleted: they are for another name.
+    let own_marks = |data: &ShareModeData| {
+        let marks = data.delete_tokens.marks.iter();
+        marks.filter(|mark| mark.name_hash == image.entry().name_hash).count()
+    };
+    let was_marked = share_modes.data.as_ref().map_or(0, own_marks) > own_marks(image.data());
 
     let orphan = Caching { entry: image.entry(), state: image.caching() };
     was_marked

@@ -204,21 +204,36 @@ fn nobody_is_in_the_way_while_the_orphan_is_in_the_record() {
     }
 }
 
+/// Whether an orphan with a READ and HANDLE lease has a mark for deletion by somebody else in its way, for its own name or
+/// another one.
+fn mark_is_in_the_way(layout: Layout, for_own_name: bool) -> bool {
+    let image = leased_orphan(layout, RH, READS);
+    let mut record = record_of(&image, vec![other(&image, STAT)]);
+    let data = record.lock.as_mut().unwrap().share_modes.as_mut().unwrap().data.as_mut().unwrap();
+    let own_name = image.entry().name_hash;
+    data.delete_tokens.marks.push(DeleteMark {
+        name_hash: if for_own_name { own_name } else { own_name ^ 1 },
+        parent_lease_key: LeaseKey([0; 16]),
+        open_persistent_id: DurableFileId(0),
+        has_nt_token: false,
+        has_unix_token: false,
+    });
+    let traces = Traces::of_orphan(&image, None, is_alive);
+    stands_in_the_way(&record, &image, traces, is_alive, |_, _| None)
+}
+
 #[test]
 fn mark_for_deletion_by_somebody_else_is_in_the_way() {
     for layout in Layout::ALL {
-        let image = leased_orphan(layout, RH, READS);
-        let mut record = record_of(&image, vec![other(&image, STAT)]);
-        let data = record.lock.as_mut().unwrap().share_modes.as_mut().unwrap().data.as_mut().unwrap();
-        data.delete_tokens.marks.push(DeleteMark {
-            name_hash: 0,
-            parent_lease_key: LeaseKey([0; 16]),
-            open_persistent_id: DurableFileId(0),
-            has_nt_token: false,
-            has_unix_token: false,
-        });
-        let traces = Traces::of_orphan(&image, None, is_alive);
-        assert!(stands_in_the_way(&record, &image, traces, is_alive, |_, _| None));
+        assert!(mark_is_in_the_way(layout, true));
+    }
+}
+
+/// The file that had the inode before was deleted, and CTDB has found nothing newer than its record.
+#[test]
+fn mark_for_deletion_for_another_name_is_in_nobodys_way() {
+    for layout in Layout::ALL {
+        assert!(!mark_is_in_the_way(layout, false));
     }
 }
 
