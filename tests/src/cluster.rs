@@ -426,11 +426,26 @@ impl Cluster {
     /// Waits until every `ctdbd` that is running says that exactly those are healthy that are running, and that no
     /// recovery is under way. Without CTDB that is so.
     pub async fn ctdb_recovered(&mut self) -> Result<(), ClusterError> {
-        let running = |node: &mut Node| node.ctdbd.as_mut().is_some_and(Ctdbd::is_running);
-        let running: Vec<usize> = (0..self.len()).filter(|&node| running(&mut self.nodes[node])).collect();
-        for &node in &running {
+        let running = self.running_ctdbds();
+        self.ctdbds_agree_on(&running).await
+    }
+
+    /// The same without one that runs and does not answer the others: it is paused or cut off, and given up by them.
+    pub async fn ctdb_recovered_without(&mut self, lost: usize) -> Result<(), ClusterError> {
+        let mut others = self.running_ctdbds();
+        others.retain(|&node| node != lost);
+        self.ctdbds_agree_on(&others).await
+    }
+
+    fn running_ctdbds(&mut self) -> Vec<usize> {
+        let is_running = |node: &mut Node| node.ctdbd.as_mut().is_some_and(Ctdbd::is_running);
+        (0..self.len()).filter(|&node| is_running(&mut self.nodes[node])).collect()
+    }
+
+    async fn ctdbds_agree_on(&mut self, nodes: &[usize]) -> Result<(), ClusterError> {
+        for &node in nodes {
             let ctdbd = self.nodes[node].ctdbd.as_mut().expect("it is running");
-            ctdbd.wait_until_healthy(&running).await?;
+            ctdbd.wait_until_healthy(nodes).await?;
         }
         Ok(())
     }

@@ -112,15 +112,8 @@ async fn a_ctdbd_that_is_cut_off_is_given_up_by_the_others_and_taken_back() {
     let witness = (victim + 1) % cluster.len();
 
     cluster.cut_off(victim);
-    let deadline = Instant::now() + RECOVERY_TIMEOUT;
-    loop {
-        let status = cluster.ctdbd(witness).unwrap().status().await;
-        if status.as_ref().is_some_and(|status| !status.healthy[victim] && status.recovered) {
-            break;
-        }
-        assert!(Instant::now() < deadline, "{status:?}");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    let given_up = cluster.ctdb_recovered_without(victim);
+    tokio::time::timeout(RECOVERY_TIMEOUT, given_up).await.unwrap().unwrap();
     let client = Client::new(cluster.credentials());
     let (_session, share) = cluster.connect(&client, witness).await.unwrap();
     create_after_recovery(&share, alone("file")).await.unwrap();

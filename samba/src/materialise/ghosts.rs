@@ -8,6 +8,9 @@
 //! keeps what it has stored, and every newer copy has that too. Of the rest it is told by who is still there: an
 //! entry of a dead process or of a client that is away, whose open the cluster does not know, is a *ghost*. Nobody may be
 //! kept out for it, and smbd gives no open back beside it.
+//!
+//! A known gap: CTDB's vacuuming deletes the copies of an empty record node by node and may stop half-way. The newest that is
+//! left can then be older still, and have entries that a living process has taken away since.
 
 use statedb::{DurableFileId, FileKey};
 
