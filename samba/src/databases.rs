@@ -79,10 +79,14 @@ pub struct LocalDatabases {
     /// Which of the processes that records name still ran when they were asked for.
     alive: HashMap<ServerId, bool>,
     is_known: IsKnown,
+    is_protected: IsProtected,
 }
 
 /// Whether the cluster knows an open.
 type IsKnown = Arc<dyn Fn(DurableFileId) -> bool + Send + Sync>;
+
+/// Whether the cluster looks after the durable opens of the share with this path.
+type IsProtected = Arc<dyn Fn(&str) -> bool + Send + Sync>;
 
 /// The records that a file's opens share, as they were when an orphan's case was judged.
 struct Shared {
@@ -108,15 +112,21 @@ impl LocalDatabases {
             }
             Location::Clustered { socket } => Box::new(ClusterStore::open(libtdb, socket, lock_timeout)?),
         };
-        let is_known: IsKnown = Arc::new(|_| true);
-        Ok(Self { libtdb: *libtdb, layout, store, lock_timeout, alive: HashMap::new(), is_known })
+        let (is_known, is_protected): (IsKnown, IsProtected) = (Arc::new(|_| true), Arc::new(|_| true));
+        let alive = HashMap::new();
+        Ok(Self { libtdb: *libtdb, layout, store, lock_timeout, alive, is_known, is_protected })
     }
 
-    /// Says which opens there are on all nodes, so that what a recovery of CTDB has brought back of others
-    /// ([`materialise::Present`]) is told from them. Without that all that are found are taken for real.
+    /// Says which opens there are on all nodes, and of which shares (by their paths) these are all the durable ones, so that
+    /// what a recovery of CTDB has brought back of others ([`materialise::Present`]) is told from them. Without that all that
+    /// are found are taken for real.
     #[must_use]
-    pub fn knowing(self, is_known: impl Fn(DurableFileId) -> bool + Send + Sync + 'static) -> Self {
-        Self { is_known: Arc::new(is_known), ..self }
+    pub fn knowing(
+        self,
+        is_known: impl Fn(DurableFileId) -> bool + Send + Sync + 'static,
+        is_protected: impl Fn(&str) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        Self { is_known: Arc::new(is_known), is_protected: Arc::new(is_protected), ..self }
     }
 
     /// The layout of their records, which the images of orphans that are placed here have too.
@@ -279,30 +289,65 @@ impl LocalDatabases {
     /// clients that are away whose opens the cluster does not know.
     pub fn lay_ghosts(&mut self, file: FileKey) -> Result<(), PlaceError> {
         let (layout, key) = (self.layout, file_key(file));
-        let is_known = Arc::clone(&self.is_known);
+        let mut away = match self.store.fetch(Table::Locking, &key)? {
+            Some(value) => clients_away(&LockingRecord::decode(layout, &value)?),
+            None => Vec::new(),
+        };
+        let locks = self.store.fetch(Table::Brlock, &key)?.unwrap_or_default();
+        away.extend(lockers_away(&BrlockEntry::decode_all(layout, &locks)?));
+        let is_known = self.is_real_among(away)?;
         let unused_leases = self.while_busy(|databases| {
             databases.edit(Table::Locking, &key, |local, is_alive| {
                 let local = locking_record(layout, local, is_alive)?;
-                let removal = Present { is_alive, is_known: &*is_known }.lay_entries(local, file)?;
+                let removal = Present { is_alive, is_known: &is_known }.lay_entries(local, file)?;
                 Ok((removal.edit.map(|record| record.encode(layout)), removal.unused_leases))
             })
         })?;
         self.remove_leases(file, unused_leases)?;
-        self.edit_locks(&key, |local, is_alive| Present { is_alive, is_known: &*is_known }.lay_locks(local))
+        self.edit_locks(&key, |local, is_alive| Present { is_alive, is_known: &is_known }.lay_locks(local))
     }
 
     /// Whether somebody has a file open: a living process, or a client that is away.
     pub fn is_open(&mut self, file: FileKey) -> Result<bool, PlaceError> {
         let Some(value) = self.store.fetch(Table::Locking, &file_key(file))? else { return Ok(false) };
         let record = LockingRecord::decode(self.layout, &value)?;
+        let is_known = self.is_real_among(clients_away(&record))?;
         let entries = record.share_modes().map_or(&[][..], |share_modes| &share_modes.entries);
         self.decide(|is_alive| {
-            entries.iter().any(|entry| entry.server_id == ServerId::DISCONNECTED || is_alive(entry.server_id))
+            entries.iter().any(|entry| match entry.server_id {
+                ServerId::DISCONNECTED => is_known(DurableFileId(entry.share_file_id)),
+                process => is_alive(process),
+            })
         })
     }
 
-    /// Removes the byte-range locks of dead processes, in all files whose locks this node knows. smbd itself never does, and
-    /// refuses oplocks, locks and reconnects beside them, also in the next file that gets the inode.
+    /// Tells the opens of clients that are away from those that have ended, which a recovery of CTDB may have brought back. Of
+    /// opens that are not among `away` only those are real that the cluster knows.
+    fn is_real_among(
+        &mut self,
+        away: Vec<DurableFileId>,
+    ) -> Result<impl Fn(DurableFileId) -> bool + use<>, PlaceError> {
+        let is_known = Arc::clone(&self.is_known);
+        let mut others = BTreeSet::new();
+        for id in away {
+            if is_known(id) {
+                continue;
+            }
+            // The cluster has not heard of the durable opens of other shares.
+            let is_real = !self.store.may_go_back() || {
+                let cookie = self.open_global(id)?.and_then(|open| open.backend_cookie);
+                cookie.is_some_and(|cookie| !(self.is_protected)(&cookie.service_path))
+            };
+            if is_real {
+                others.insert(id);
+            }
+        }
+        Ok(move |id| is_known(id) || others.contains(&id))
+    }
+
+    /// Removes the byte-range locks of dead processes, and of clients that are away and whose opens have ended, in all files
+    /// whose locks this node knows. smbd itself never does, and refuses oplocks, locks and reconnects beside them, also in the
+    /// next file that gets the inode.
     ///
     /// A record that cannot be read stays, and keeps nothing from being done with the others; it is the error then.
     pub fn remove_locks_of_the_dead(&mut self) -> Result<(), PlaceError> {
@@ -319,14 +364,21 @@ impl LocalDatabases {
 
     fn remove_locks_of_the_dead_from(&mut self, record: &RawRecord) -> Result<(), PlaceError> {
         let locks = BrlockEntry::decode_all(self.layout, &record.value)?;
-        if self.decide(|is_alive| materialise::locks_of_the_living(&locks, is_alive))? == Edit::Keep {
+        let is_known = self.is_real_among(lockers_away(&locks))?;
+        if self.decide(|is_alive| Present { is_alive, is_known: &is_known }.lay_locks(&locks))? == Edit::Keep
+        {
             return Ok(());
         }
-        self.edit_locks(&record.key, |local, is_alive| materialise::locks_of_the_living(local, is_alive))
+        self.edit_locks(&record.key, |local, is_alive| {
+            Present { is_alive, is_known: &is_known }.lay_locks(local)
+        })
     }
 
-    /// Looks whether somebody stands in an orphan's way, and returns what was looked at.
+    /// Looks whether somebody stands in an orphan's way, or has changed its file already, and returns what was looked at.
     fn judge(&mut self, image: &OpenImage, traces: Traces) -> Result<Shared, PlaceError> {
+        if image.lease().is_some_and(LeaseRecord::may_be_outdated) {
+            return Err(PlaceError::Contradicted { id: image.durable_file_id() });
+        }
         let (layout, key) = (self.layout, file_key(image.file()));
         let shared = Shared {
             locking: self.store.fetch(Table::Locking, &key)?,
@@ -505,6 +557,19 @@ impl LocalDatabases {
     }
 }
 
+/// The opens of a file whose clients are away.
+fn clients_away(record: &LockingRecord) -> Vec<DurableFileId> {
+    let entries = record.share_modes().map_or(&[][..], |share_modes| &share_modes.entries);
+    let away = entries.iter().filter(|entry| entry.server_id == ServerId::DISCONNECTED);
+    away.map(|entry| DurableFileId(entry.share_file_id)).collect()
+}
+
+/// The opens with byte-range locks whose clients are away.
+fn lockers_away(locks: &[BrlockEntry]) -> Vec<DurableFileId> {
+    let away = locks.iter().filter(|lock| lock.server_id == ServerId::DISCONNECTED);
+    away.map(|lock| DurableFileId(lock.smblctx)).collect()
+}
+
 /// Answers whether a process runs.
 type IsAlive<'a> = &'a dyn Fn(ServerId) -> bool;
 
@@ -546,7 +611,7 @@ pub enum PlaceError {
     /// Somebody has come to its file while it was not there, and has been given what contradicts it. He stays; the open
     /// cannot be given back any more and has to be closed.
     #[error(
-        "open {id} cannot be given back: its file was opened or locked by somebody in a way that contradicts it"
+        "open {id} cannot be given back: its file was opened, locked or changed by somebody in a way that contradicts it"
     )]
     Contradicted {
         /// The open.

@@ -252,6 +252,16 @@ impl OpenImage {
         self.replace(Self { lease: Some(lease), ..self.clone() })
     }
 
+    /// Brings the image up to date with what its lease will be when its holder is told to break it to that.
+    pub fn break_lease(&mut self, break_to: LeaseState) -> Result<Change, ImageError> {
+        let Some(lease) = &self.lease else { return Ok(Change::Same) };
+        let broken = lease.broken_to(break_to);
+        if broken == *lease {
+            return Ok(Change::Same);
+        }
+        self.replace(Self { lease: Some(broken), ..self.clone() })
+    }
+
     /// Brings the image up to date with a new value of the file's byte-range locks; `None` when the record is
     /// deleted. Never [`Change::Gone`]: an open without locks is an open.
     pub fn update_brlock(&mut self, value: Option<&[u8]>) -> Result<Change, ImageError> {

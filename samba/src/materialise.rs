@@ -39,7 +39,7 @@ use crate::records::{
 };
 use crate::version::Layout;
 
-pub use ghosts::{Present, locks_of_the_living};
+pub use ghosts::Present;
 pub use in_the_way::{LocksInTheWay, locks_in_the_way, stands_in_the_way};
 
 /// What becomes of a record.
@@ -278,15 +278,15 @@ fn flags_of(image: &OpenImage) -> u16 {
     set.fold(0, |flags, (_, _, flag)| flags | flag)
 }
 
-/// A lease on a survivor. What is there already is right, unless its epoch says that it is older: the lease was placed
-/// with another open, and may have been broken or upgraded since. Then only the file is added, if it is missing.
+/// A lease on a survivor. What is there already is right, unless it is older: the lease was placed with another open, and
+/// may have been broken or upgraded since. Then only the file is added, if it is missing.
 #[must_use]
 pub fn place_lease(local: Option<LeaseRecord>, orphan: &LeaseRecord) -> Edit<LeaseRecord> {
     let Some(mut lease) = local else {
         return Edit::Store(orphan.clone());
     };
     let known = lease.files.len();
-    let is_older = (1..=u16::MAX / 2).contains(&orphan.epoch.0.wrapping_sub(lease.epoch.0));
+    let is_older = lease.is_older_than(orphan);
     if is_older {
         lease = LeaseRecord { files: lease.files, ..orphan.clone() };
     }

@@ -11,6 +11,10 @@ use harness::{
     },
     workload::{self, Promise, Wish},
 };
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 /// The program that can be `holdfast`.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_demo");
@@ -338,6 +342,29 @@ async fn an_intruder_before_the_recovery_wins_and_the_reclaim_is_refused() {
     stage.come_back(2).await;
     stage.assert_refused(&open).await;
     theirs.write(0, b"mine").await.unwrap();
+}
+
+/// Who writes at another node sends those who cache reads a message, and goes on. One that does not arrive must not be forgotten.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cache_whose_break_has_died_with_the_node_is_not_given_back() {
+    let Some(mut stage) = Stage::set(0).await else { return };
+    let read = || Lease::request(LeaseState::READ_HANDLE);
+    let cached = |path: &str| CreateRequest::new(path).with_lease(read()).durable_v2();
+    let changed = stage.share.create(cached("changed")).await.unwrap();
+    let unchanged = stage.share.create(cached("unchanged")).await.unwrap();
+    let (_session, others) = stage.somebody_else(1).await;
+    let process = stage.cluster.smbd(0).child_of(stage.session.client_address()).unwrap();
+    kill(Pid::from_raw(process), Signal::SIGSTOP).unwrap();
+
+    others.create(CreateRequest::new("unchanged")).await.unwrap().close().await.unwrap();
+    let theirs = others.create(CreateRequest::new("changed")).await.unwrap();
+    theirs.write(0, b"news").await.unwrap();
+    theirs.close().await.unwrap();
+    stage.cluster.kill(0).unwrap();
+
+    stage.come_back(2).await;
+    stage.assert_refused(&changed).await;
+    stage.reclaim(&unchanged).await;
 }
 
 /// He finds the orphan in its place, and it has to make room as any open whose client is away.

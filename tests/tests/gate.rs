@@ -6,7 +6,12 @@ use std::time::{Duration, Instant};
 use harness::{
     cluster::{Cluster, ClusterOptions, node_id},
     samba::{SHARE, samba_or_skip},
-    smb_client::{AccessMask, Client, CreateRequest, NtStatus, Session, Tree},
+    smb_client::{AccessMask, Client, CreateRequest, Lease, LeaseState, NtStatus, Opened, Session, Tree},
+    workload::reclaim,
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
 };
 
 /// The program that can be `holdfast`.
@@ -82,6 +87,94 @@ async fn an_early_visitor_who_breaks_nothing_leaves_the_orphan() {
     let session = owner.connect(cluster.smb_address(1)).await.unwrap();
     let share = session.tree_connect(&cluster.share(1)).await.unwrap();
     share.create(reconnect).await.unwrap();
+}
+
+/// A client at node 0 that caches reads of two files, one of which somebody else is going to change.
+struct Cached {
+    cluster: Cluster,
+    owner: Client,
+    session: Session,
+    changed: Opened,
+    unchanged: Opened,
+    /// Somebody else's, of the file that is going to be changed.
+    others: Opened,
+}
+
+impl Cached {
+    async fn start() -> Option<Self> {
+        let options = ClusterOptions::with_samba(PROGRAM, samba_or_skip()?).patient();
+        let cluster = Cluster::start(options).await.unwrap();
+        let owner = Client::new(cluster.credentials());
+        let (session, share) = cluster.connect(&owner, 0).await.unwrap();
+        let (_, others) = cluster.connect(&Client::new(cluster.credentials()), 0).await.unwrap();
+        let read = || Lease::request(LeaseState::READ_HANDLE);
+        let cached = |path: &str| CreateRequest::new(path).with_lease(read()).durable_v2();
+        let changed = share.create(cached("changed")).await.unwrap();
+        let unchanged = share.create(cached("unchanged")).await.unwrap();
+        others.create(CreateRequest::new("unchanged")).await.unwrap().close().await.unwrap();
+        let others = others.create(CreateRequest::new("changed")).await.unwrap();
+        Some(Self { cluster, owner, session, changed, unchanged, others })
+    }
+
+    /// The process that serves the client gets no message any more.
+    fn stop_process(&self) -> Pid {
+        let process = self.cluster.smbd(0).child_of(self.session.client_address()).unwrap();
+        let process = Pid::from_raw(process);
+        kill(process, Signal::SIGSTOP).unwrap();
+        process
+    }
+
+    /// Somebody writes, and waits for nobody.
+    async fn change(&self) {
+        self.others.write(0, b"news").await.unwrap();
+        self.others.close().await.unwrap();
+    }
+
+    /// The client comes back to a node. What nobody has changed it has again.
+    async fn assert_only_unchanged_is_given_back(&self, node: usize) {
+        let address = self.cluster.smb_address(node);
+        let session = self.owner.reconnect(address, self.session.id()).await.unwrap();
+        let share = session.tree_connect(&self.cluster.share(node)).await.unwrap();
+        let refusal = share.create(self.changed.reconnect_request()).await.unwrap_err();
+        assert_eq!(refusal.status(), Some(NtStatus::OBJECT_NAME_NOT_FOUND), "{refusal}");
+        reclaim(&share, &self.unchanged).await.unwrap();
+    }
+}
+
+/// Who writes sends those who cache reads a message, and goes on. One that is not passed on any more must not be forgotten.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cache_whose_break_has_died_with_the_process_is_not_given_back() {
+    let Some(cached) = Cached::start().await else { return };
+    let process = cached.stop_process();
+    cached.change().await;
+    kill(process, Signal::SIGKILL).unwrap();
+    cached.session.ended().await;
+    cached.assert_only_unchanged_is_given_back(0).await;
+}
+
+/// The same, and the whole node dies.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cache_whose_break_has_died_with_the_node_is_not_given_back() {
+    let Some(mut cached) = Cached::start().await else { return };
+    cached.stop_process();
+    cached.change().await;
+    cached.cluster.kill(0).unwrap();
+    cached.assert_only_unchanged_is_given_back(1).await;
+}
+
+/// Whoever changes the file of a client that is away ends its open, also where its node dies afterwards.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cache_that_has_gone_stale_while_its_client_was_away_is_not_given_back_after_a_crash() {
+    let Some(mut cached) = Cached::start().await else { return };
+    cached.session.drop_connection().await;
+    let deadline = Instant::now() + MOVE_TIMEOUT;
+    while cached.cluster.opens(1).await.unwrap().iter().any(|open| open.deadline().is_none()) {
+        assert!(Instant::now() < deadline, "the client is not taken for away");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    cached.change().await;
+    cached.cluster.kill(0).unwrap();
+    cached.assert_only_unchanged_is_given_back(1).await;
 }
 
 /// Enters a share as soon as no other node serves it.

@@ -5,6 +5,7 @@
 //!
 //! What concerns no durable open of a protected share is let through without a commit.
 
+mod breaks;
 mod in_common;
 mod let_go;
 
@@ -104,6 +105,8 @@ enum Refused {
     Rejected(Outcome),
     #[error("open {0}, whose records are lost for the moment, has a byte-range lock there")]
     LockOfAnother(DurableFileId),
+    #[error("a message by which an oplock is to be broken makes no sense; an smbd of another version?")]
+    Message,
     #[error("the process gave it up")]
     GivenUp,
     #[error("open {0} is another connection's, or nobody's any more")]
@@ -214,7 +217,7 @@ impl Capture {
     pub async fn process_ended(&self, process: u32) -> Result<(), RequestError> {
         // One that ends in good order leaves its shares first.
         if !self.gate.entered(process).is_empty() {
-            self.left_behind.process_died();
+            self.left_behind.locks_were_left();
         }
         let served = self.opens().of_process(process);
         let mut bereaved =
@@ -540,7 +543,7 @@ impl Capture {
         }
         let deadline = Instant::now() + PURGED_WITHIN;
         let image = OpenImage::decode_for(self.settings.layout, &local.description.image)?;
-        while self.share_modes_of(&image, connection).await?.has_disconnected(image.durable_file_id()) {
+        while self.share_modes_of(image.file(), connection).await?.has_disconnected(image.durable_file_id()) {
             if Instant::now() >= deadline {
                 return Ok(false);
             }

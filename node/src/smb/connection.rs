@@ -7,6 +7,7 @@ use std::io;
 use std::time::Duration;
 
 use frame::{Database, FrameBuffer, FrameError, Record, RecordKey, Reply, Request};
+use samba::records::ServerId;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::UCred;
@@ -86,6 +87,13 @@ pub enum Question {
     Look {
         /// Its key.
         key: Vec<u8>,
+    },
+    /// May another process be asked to break an oplock or a lease?
+    Break {
+        /// That process.
+        receiver: ServerId,
+        /// What it is asked.
+        message: Vec<u8>,
     },
 }
 
@@ -182,13 +190,18 @@ impl Connection {
                 }
                 Request::Delete { database, key } => Question::Change(Change::Delete { database, key }),
                 Request::Look { database: Database::OpenGlobal, key } => Question::Look { key },
+                Request::Break { receiver, message } => {
+                    Question::Break { receiver: ServerId::from_bytes(receiver), message }
+                }
                 Request::Records { records } if ahead.is_none() => {
                     ahead = Some((request_id, records));
                     continue;
                 }
                 // It has told smbd so; the change it was about is off.
                 Request::Abandon { .. } => continue,
-                other => return Err(self.unexpected(&other, "a store, a delete or a look at an open")),
+                other => {
+                    return Err(self.unexpected(&other, "a store, a delete, a look at an open or a break"));
+                }
             };
             self.request_id = request_id;
             let expected = ahead.filter(|(of_request, _)| *of_request == request_id);
@@ -264,6 +277,7 @@ impl Connection {
             Request::Store { .. } | Request::StoreDeleting { .. } => "a store",
             Request::Delete { .. } => "a delete",
             Request::Look { .. } => "a look",
+            Request::Break { .. } => "a break",
             Request::Records { .. } => "records",
             Request::Abandon { .. } => "a refusal",
         };

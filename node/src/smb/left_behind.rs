@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 #[derive(Debug, Default)]
 pub struct LeftBehind {
     opens: Mutex<BTreeSet<DurableFileId>>,
-    died: Notify,
+    locks: Notify,
 }
 
 impl LeftBehind {
@@ -42,14 +42,15 @@ impl LeftBehind {
         self.list().clear();
     }
 
-    /// A process has died without an end to what it had. There may be more of that than durable opens.
-    pub fn process_died(&self) {
-        self.died.notify_one();
+    /// Byte-range locks may be there that are nobody's any more: a process has died without an end to what it had, which may be
+    /// more than durable opens; or CTDB has brought them back.
+    pub fn locks_were_left(&self) {
+        self.locks.notify_one();
     }
 
-    /// Resolves after a process has died, once for those that have died meanwhile.
-    pub async fn any_died(&self) {
-        self.died.notified().await;
+    /// Resolves after locks may have been left, once for all that has happened meanwhile.
+    pub async fn any_locks_left(&self) {
+        self.locks.notified().await;
     }
 
     fn list(&self) -> MutexGuard<'_, BTreeSet<DurableFileId>> {

@@ -13,6 +13,7 @@
 //! | `deletion` | files that a dead `smbd` should have deleted |
 //! | [`left_behind`] | what a process leaves that dies alone |
 //! | [`reconcile`] | the orphans in this node's databases |
+//! | `recoveries` | under CTDB: what a recovery has brought back of opens that have ended is removed |
 //! | `stale_records` | under CTDB: no record of long ago comes back with a node that has hung |
 //! | [`tracker`] | the shared page |
 //!
@@ -28,6 +29,7 @@ pub mod local;
 pub mod look;
 pub mod processes;
 pub mod reconcile;
+mod recoveries;
 pub mod service;
 mod stale_records;
 pub mod tracker;

@@ -282,7 +282,7 @@ impl Reconciler {
                     }
                 }
                 changed = incarnation.changed() => if changed.is_err() { return },
-                () = left_behind.any_died() => self.has_dead_locks = true,
+                () = left_behind.any_locks_left() => self.has_dead_locks = true,
                 () = retry => {}
                 () = stop.cancelled() => return,
             }
@@ -396,6 +396,10 @@ impl Reconciler {
     /// Removes what processes have left of byte-range locks that died. It is tried again with the next change if the
     /// databases cannot be used yet.
     async fn remove_dead_locks(&mut self) {
+        // Of an open that this node has not heard of yet a lock is not left over.
+        if self.settings.is_clustered() && !self.catch_up().await {
+            return;
+        }
         match self.on_databases(LocalDatabases::remove_locks_of_the_dead).await {
             None => {}
             Some(done) => {
@@ -414,6 +418,10 @@ impl Reconciler {
         self.in_use.retain(is_due);
         let to_do: Vec<_> = due.iter().filter(|(file, _)| !self.settled.contains(file)).cloned().collect();
         if to_do.is_empty() {
+            return;
+        }
+        // Who has a file open is told by the opens that this node has heard of.
+        if self.settings.is_clustered() && !self.catch_up().await {
             return;
         }
         let done = self.on_databases(move |databases| {
@@ -630,7 +638,8 @@ impl Reconciler {
                 RECORD_LOCKED_AT_MOST,
             )
             .map(|databases| {
-                work(&mut databases.knowing(move |id| raft.read(|state| state.open(id).is_some())))
+                let is_known = move |id| raft.read(|state| state.open(id).is_some());
+                work(&mut databases.knowing(is_known, move |path| settings.protects(path)))
             })
         };
         match tokio::task::spawn_blocking(work).await {

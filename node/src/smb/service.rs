@@ -29,9 +29,9 @@ use super::left_behind::LeftBehind;
 use super::look::{Lookout, Smbd};
 use super::processes::{Processes, is_doomed, is_going};
 use super::reconcile::{Found, Reconciled, Reconciler, Reports};
-use super::stale_records;
 use super::tracker::Tracker;
 use super::tree_connects::{TreeConnect, TreeConnects};
+use super::{recoveries, stale_records};
 use crate::config::{Config, SambaConfig, Timing};
 use crate::lease::ServiceLease;
 use crate::proposer::RequestError;
@@ -253,7 +253,9 @@ impl SmbService {
             Arc::new(Lookout::new(Arc::clone(&raft), Arc::clone(&lease), node, timing, reconciled.clone()));
         if let Location::Clustered { socket } = settings.location() {
             tokio::spawn(Arc::clone(&lookout).run(Arc::clone(&tracker), stop.clone()));
-            tokio::spawn(stale_records::keep_out(socket, Arc::clone(&lease), stop.clone()));
+            let keep_out = stale_records::keep_out(socket.clone(), Arc::clone(&lease), stop.clone());
+            tokio::spawn(keep_out);
+            tokio::spawn(recoveries::watch(socket, Arc::clone(&left_behind), stop.clone()));
         }
         tokio::spawn(Arc::clone(&lookout).close_contradicted(to_close));
         tokio::spawn(Arc::clone(&lookout).report_deleted(to_report));
@@ -392,6 +394,11 @@ impl SmbService {
                         }
                         None => Reply::Proceed,
                     };
+                    connection.reply(&reply).await?;
+                    continue;
+                }
+                Question::Break { receiver, message } => {
+                    let reply = incarnation.capture.break_asked(receiver, &message, connection).await?;
                     connection.reply(&reply).await?;
                     continue;
                 }

@@ -117,6 +117,15 @@ pub enum Request {
         /// Which.
         key: Vec<u8>,
     },
+    /// May this message be sent, by which another process is asked to break an oplock or a lease of a file that is tracked? No
+    /// record says that it is on its way, and who sends it does not always wait for what comes of it. It is sent whatever
+    /// the answer is.
+    Break {
+        /// To whom: its server id as Samba stores it.
+        receiver: [u8; 24],
+        /// The message.
+        message: Vec<u8>,
+    },
     /// The answer to [`Reply::Need`]: the same keys in the same order. Or, ahead of a request, a guess at what it will
     /// need.
     Records {
@@ -233,6 +242,7 @@ mod kind {
     pub(super) const ABANDON: u8 = 0x05;
     pub(super) const LOOK: u8 = 0x06;
     pub(super) const STORE_DELETING: u8 = 0x07;
+    pub(super) const BREAK: u8 = 0x08;
     pub(super) const WELCOME: u8 = 0x81;
     pub(super) const PROCEED: u8 = 0x82;
     pub(super) const REFUSE: u8 = 0x83;
@@ -271,6 +281,12 @@ impl Request {
             }
             Self::Delete { database, key } => Encoder::record(out, kind::DELETE, request_id, *database, key)?,
             Self::Look { database, key } => Encoder::record(out, kind::LOOK, request_id, *database, key)?,
+            Self::Break { receiver, message } => {
+                let payload = receiver.len() + bytes_len(message);
+                let mut frame = Encoder::begin(out, kind::BREAK, request_id, payload)?;
+                frame.fixed(receiver);
+                frame.bytes(message);
+            }
             Self::Records { records } => {
                 let payload = records.iter().map(Record::encoded_len).sum::<usize>();
                 let mut frame = Encoder::begin(out, kind::RECORDS, request_id, 4 + payload)?;
@@ -315,6 +331,9 @@ impl Request {
             }
             kind::DELETE => Self::Delete { database: decoder.database()?, key: decoder.bytes("key")? },
             kind::LOOK => Self::Look { database: decoder.database()?, key: decoder.bytes("key")? },
+            kind::BREAK => {
+                Self::Break { receiver: decoder.fixed("receiver")?, message: decoder.bytes("message")? }
+            }
             kind::RECORDS => Self::Records {
                 records: decoder.list("records", |decoder| {
                     Ok(Record {
@@ -630,6 +649,7 @@ mod tests {
             Request::StoreDeleting { key: vec![0, 0, 0, 9], value: vec![3; 648] },
             Request::Delete { database: Database::TconGlobal, key: vec![1, 2, 3, 4] },
             Request::Look { database: Database::OpenGlobal, key: vec![9, 8, 7, 6] },
+            Request::Break { receiver: [6; 24], message: vec![5; 33] },
             Request::Records { records: Vec::new() },
             Request::Records { records: vec![record(None), record(Some(Vec::new())), record(Some(vec![1]))] },
             Request::Abandon { tdb_error: TdbError::Oom },

@@ -55,6 +55,15 @@ pub(crate) fn must_look(
     if file.is_clustered { page.must_look(id) } else { page.may_track_id(id) && !is_own(id) }
 }
 
+/// Whether the sidecar has to know of a message by which an oplock or a lease is to be broken, before it is sent. It begins with
+/// the key of the file.
+///
+/// Without a page nobody has been admitted yet who could have one.
+pub(crate) fn must_tell_of_break(page: Option<&PageReader>, message: &[u8]) -> bool {
+    const FILE_KEY_LEN: usize = 24;
+    page.zip(message.get(..FILE_KEY_LEN)).is_some_and(|(page, file)| page.may_track_file(file))
+}
+
 /// Whether two values of `locking.tdb` say the same about opens. A record that is not there is an empty value; zeros after
 /// the prelude are counts of nothing.
 pub(crate) fn says_the_same(prelude: Prelude, stored: &[u8], new: &[u8]) -> bool {
@@ -163,6 +172,17 @@ mod tests {
             assert!(pages.asks(Database::Leases, &lease, change));
             assert!(!pages.asks(Database::Leases, &file, change));
         }
+    }
+
+    #[test]
+    fn a_break_concerns_the_cluster_when_its_file_is_tracked() {
+        let mut pages = Pages::new();
+        let message = [[3; 24].as_slice(), &[9; 9]].concat();
+        assert!(!must_tell_of_break(Some(&pages.reader), &message));
+        pages.writer.set_file(&[3; 24]);
+        assert!(must_tell_of_break(Some(&pages.reader), &message));
+        assert!(!must_tell_of_break(Some(&pages.reader), &message[..23]), "no break at all");
+        assert!(!must_tell_of_break(None, &message), "nobody was admitted yet");
     }
 
     #[test]

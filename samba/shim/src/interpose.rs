@@ -318,13 +318,12 @@ unsafe fn refuses_look(tdb: *mut Context, key: Data) -> bool {
         if !file.is_clustered && !is_there(database, key) {
             return false;
         }
-        let error =
-            match copied_key(key).map(|key| sidecar::ask(&Request::Look { database, key }, Vec::new())) {
-                Some(Verdict::Proceed | Verdict::Skip) => return false,
-                Some(Verdict::NoAnswer) => TdbError::Io,
-                Some(Verdict::Refuse(error)) => error,
-                None => TdbError::Oom,
-            };
+        let error = match copy_of(key).map(|key| sidecar::ask(&Request::Look { database, key }, Vec::new())) {
+            Some(Verdict::Proceed | Verdict::Skip) => return false,
+            Some(Verdict::NoAnswer) => TdbError::Io,
+            Some(Verdict::Refuse(error)) => error,
+            None => TdbError::Oom,
+        };
         databases::set_refused(database, Some(error));
         true
     })
@@ -344,7 +343,7 @@ fn instead_of(
         return None;
     }
     keeping_errno(|| {
-        let Some(request) = copied_key(key).and_then(request) else {
+        let Some(request) = copy_of(key).and_then(request) else {
             databases::set_refused(database, Some(TdbError::Oom));
             return Some(FAILED);
         };
@@ -391,13 +390,14 @@ fn changes_nothing(request: &Request) -> bool {
 
 /// Whether there is a record. In doubt there is.
 fn is_there(database: Database, key: &[u8]) -> bool {
-    let stored = copied_key(key).map(|key| sidecar::records_of(vec![RecordKey { database, key }]));
+    let stored = copy_of(key).map(|key| sidecar::records_of(vec![RecordKey { database, key }]));
     !matches!(stored, Some(Ok(stored)) if stored.iter().all(|record| record.value.is_none()))
 }
 
-fn copied_key(key: &[u8]) -> Option<Vec<u8>> {
-    let mut copy = copied(key.len())?;
-    copy.extend_from_slice(key);
+/// A copy, unless it can never be sent or there is no memory.
+pub(crate) fn copy_of(bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut copy = copied(bytes.len())?;
+    copy.extend_from_slice(bytes);
     Some(copy)
 }
 
@@ -411,7 +411,7 @@ fn copied(length: usize) -> Option<Vec<u8>> {
 }
 
 /// Runs `action` and leaves errno as it was.
-fn keeping_errno<R>(action: impl FnOnce() -> R) -> R {
+pub(crate) fn keeping_errno<R>(action: impl FnOnce() -> R) -> R {
     // SAFETY: the address of the thread's own errno.
     let errno = unsafe { libc::__errno_location() };
     // SAFETY: as above.

@@ -19,6 +19,7 @@
 //! | `libtdb` | the real functions, and libtdb's types |
 //! | `databases` | which `TDB_CONTEXT` is which database, and what was refused last |
 //! | `create_file` | whether the last CREATE has made an open that deletes its file |
+//! | `messages` | that an oplock or a lease is about to be broken |
 //! | `chain_locks` | how many locks this process holds |
 //! | `own_opens` | which opens this process has stored |
 //! | `concern` | which calls concern the cluster: a pure function of the page |
@@ -50,6 +51,7 @@ mod databases;
 mod fence;
 mod interpose;
 mod libtdb;
+mod messages;
 mod own_opens;
 mod process;
 mod recent;

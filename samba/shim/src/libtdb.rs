@@ -1,4 +1,4 @@
-//! libtdb as its callers see it: the types of its ABI, and the real functions behind the interposed ones; and one of
+//! libtdb as its callers see it: the types of its ABI, and the real functions behind the interposed ones; and two of
 //! Samba's own.
 //!
 //! The real functions are looked up when they are first needed, not when this library is loaded: at that time
@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 
 use frame::TdbError;
 
+use crate::messages::Receiver;
 use crate::syslog::Trouble;
 
 /// An open database (`TDB_CONTEXT`); opaque.
@@ -139,6 +140,9 @@ real! {
         oplock_request: u32, lease: *const c_void, allocation_size: u64, private_flags: u32, sd: *mut c_void,
         ea_list: *mut c_void, result: *mut c_void, pinfo: *mut c_void, in_context_blobs: *const c_void,
         out_context_blobs: *mut c_void
+    ) -> u32, else INTERNAL_ERROR;
+    fn messaging_send(
+        msg_ctx: *mut c_void, server: Receiver, msg_type: u32, data: *const Data
     ) -> u32, else INTERNAL_ERROR;
 }
 

@@ -72,12 +72,3 @@ impl<A: Fn(ServerId) -> bool, K: Fn(DurableFileId) -> bool> Present<A, K> {
         Edit::of_removal(local, self.locks_of(local))
     }
 }
-
-/// What becomes of the byte-range locks of a file when those of dead processes are removed. Those of clients that are away
-/// stay.
-pub fn locks_of_the_living(
-    local: &[BrlockEntry],
-    is_alive: impl Fn(ServerId) -> bool,
-) -> Edit<Vec<BrlockEntry>> {
-    Present { is_alive, is_known: |_| true }.lay_locks(local)
-}

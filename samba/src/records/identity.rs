@@ -27,6 +27,19 @@ impl ServerId {
     /// The length of a stored server id.
     pub const LEN: usize = 24;
 
+    /// The server id whose fields follow each other in these bytes, little endian.
+    #[must_use]
+    pub fn from_bytes(bytes: [u8; Self::LEN]) -> Self {
+        let four = |at: usize| std::array::from_fn(|byte| bytes[at + byte]);
+        let eight = |at: usize| std::array::from_fn(|byte| bytes[at + byte]);
+        Self {
+            pid: u64::from_le_bytes(eight(0)),
+            task_id: u32::from_le_bytes(four(8)),
+            vnn: u32::from_le_bytes(four(12)),
+            unique_id: u64::from_le_bytes(eight(16)),
+        }
+    }
+
     /// The order in which smbd sorts server ids.
     pub(crate) fn sort_key(&self) -> (u32, u64, u32, u64) {
         (self.vnn, self.pid, self.task_id, self.unique_id)

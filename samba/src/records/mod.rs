@@ -15,6 +15,7 @@ mod lease;
 mod locking;
 mod ndr;
 mod open_global;
+mod oplock_break;
 mod parts;
 mod tcon_global;
 mod v4_17;
@@ -32,4 +33,5 @@ pub use locking::{
     Watcher, file_key,
 };
 pub use open_global::{CookieStat, DurableCookie, OpenGlobal, open_global_key};
+pub use oplock_break::OplockBreak;
 pub use tcon_global::TconGlobal;

@@ -189,6 +189,39 @@ fn orphan_that_somebody_contradicts_is_not_placed_and_leaves_no_trace() {
     samba.place(0, &image).unwrap();
 }
 
+/// A recovery has brought back the records of an orphan that somebody has claimed and closed since. Nobody has the file open, and
+/// its locks go; not so those of a share that the cluster does not look after.
+#[test]
+fn what_a_recovery_brings_back_of_an_open_that_has_ended_counts_for_nothing() {
+    if !ctdb_is_there() {
+        return;
+    }
+    let samba = SambaCluster::start(1);
+    fs::write(samba.share().join("report.docx"), "text").unwrap();
+    let image = image_of(LAYOUT, "rwh_v2_locks", samba.share(), "report.docx");
+    let (id, file) = (image.durable_file_id(), image.file());
+    let locks = || samba.record(0, frame::Database::Brlock, &file_key(file));
+    samba.place(0, &image).unwrap();
+    assert!(locks().is_some());
+
+    // The control: an orphan that the cluster knows, and one of a share of which it knows nothing.
+    for (is_known, is_protected) in [(true, true), (false, false)] {
+        let databases = || samba.databases(0).knowing(move |_| is_known, move |_| is_protected);
+        assert!(databases().is_open(file).unwrap(), "known: {is_known}");
+        databases().remove_locks_of_the_dead().unwrap();
+        databases().lay_ghosts(file).unwrap();
+        assert!(locks().is_some(), "known: {is_known}");
+        assert!(databases().is_open(file).unwrap(), "known: {is_known}");
+    }
+
+    let databases = || samba.databases(0).knowing(move |known| known != id, |_| true);
+    assert!(!databases().is_open(file).unwrap());
+    databases().remove_locks_of_the_dead().unwrap();
+    assert_eq!(locks(), None);
+    databases().lay_ghosts(file).unwrap();
+    assert_eq!(samba.record(0, frame::Database::Locking, &file_key(file)), None);
+}
+
 /// A node dies with all the records of its opens, and another one puts them back: a thousand at once, through one
 /// connection, beginning while CTDB has not yet noticed.
 #[test]

@@ -7,7 +7,7 @@ use samba::materialise::{
     Edit, EntryRemoval, MaterialiseError, Removed, Traces, place_byte_range_locks, place_entry, place_lease,
     place_open_global, remove_byte_range_locks, remove_entry, remove_lease_file, remove_open_global,
 };
-use samba::records::{BrlockEntry, LockingRecord, NtTime, OpenGlobal, ServerId, ShareModeData};
+use samba::records::{BrlockEntry, LeaseRecord, LockingRecord, NtTime, OpenGlobal, ServerId, ShareModeData};
 use samba::{Layout, OpenImage};
 use statedb::{ClientGuid, LeaseKey, LeaseState};
 
@@ -324,6 +324,32 @@ fn lease_of_this_node_is_not_overwritten() {
         let placed = stored(place_lease(Some(local), orphan));
         assert_eq!((placed.current_state, placed.files.len()), (LeaseState(LeaseState::READ), 2));
         assert_eq!(stored(remove_lease_file(Some(placed), image.file())).files.len(), 1);
+    }
+}
+
+/// CTDB has the record still as it was before its holder has acknowledged the break.
+#[test]
+fn lease_from_before_the_acknowledgement_is_replaced() {
+    let rh = LeaseState(LeaseState::READ | LeaseState::HANDLE);
+    for layout in Layout::ALL {
+        let image = Situation::load(layout, "rwh_v2_locks").image();
+        let granted = image.lease().unwrap().clone();
+        assert!(granted.current_state.has_write_caching());
+        let mut breaking = LeaseRecord {
+            breaking: true,
+            breaking_to_requested: rh,
+            breaking_to_required: rh,
+            ..granted.clone()
+        };
+        breaking.epoch.0 += 1;
+        let acknowledged = LeaseRecord { current_state: rh, epoch: breaking.epoch, ..granted.clone() };
+        let mut to_less = breaking.clone();
+        to_less.breaking_to_required = LeaseState::NONE;
+
+        for (older, newer) in [(&granted, &breaking), (&breaking, &to_less), (&breaking, &acknowledged)] {
+            assert_eq!(&stored(place_lease(Some(older.clone()), newer)), newer);
+            assert_eq!(place_lease(Some(newer.clone()), older), Edit::Keep);
+        }
     }
 }
 

@@ -25,6 +25,12 @@ impl LeaseState {
         self.0 & Self::HANDLE != 0
     }
 
+    /// Whether it has read caching.
+    #[must_use]
+    pub fn has_read_caching(self) -> bool {
+        self.0 & Self::READ != 0
+    }
+
     /// Whether it has write caching: what others would read may be at its holder alone.
     #[must_use]
     pub fn has_write_caching(self) -> bool {

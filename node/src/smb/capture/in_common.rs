@@ -149,7 +149,7 @@ impl Capture {
                 let locks = BrlockEntry::decode_all(self.settings.layout, value)?;
                 let ended = self.ended(locks.iter().map(|lock| lock.server_id)).await;
                 let locks = self.present(&ended).locks_of(&locks);
-                let record = self.share_modes_of(image, connection).await?;
+                let record = self.share_modes_of(image.file(), connection).await?;
                 match locks_in_the_way(&locks, &record, image, |_| true) {
                     LocksInTheWay::None => false,
                     LocksInTheWay::Overlap => return Err(Refused::LockOfAnother(id)),
@@ -199,10 +199,10 @@ impl Capture {
 
     pub(super) async fn share_modes_of(
         &self,
-        image: &OpenImage,
+        file: FileKey,
         connection: &mut Connection,
     ) -> Result<LockingRecord, Refused> {
-        let key = samba::records::file_key(image.file()).to_vec();
+        let key = samba::records::file_key(file).to_vec();
         let fetched = self.fetch(vec![RecordKey { database: Database::Locking, key }], connection).await?;
         let value = fetched.into_iter().find_map(|record| record.value).unwrap_or_default();
         Ok(LockingRecord::decode(self.settings.layout, &value)?)
