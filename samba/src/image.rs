@@ -155,9 +155,13 @@ impl OpenImage {
 
     /// Brings the image up to date with a new value of the open's own record.
     pub fn update_open_global(&mut self, value: &[u8]) -> Result<Change, ImageError> {
-        let open_global = OpenGlobal::decode(self.layout, value)?;
+        let mut open_global = OpenGlobal::decode(self.layout, value)?;
         if !open_global.durable {
             return Ok(Change::Gone);
+        }
+        // smbd notes the position when it loses the client; until then the one that is known here is the newer one.
+        if let (Holder::Process(_), Some(cookie)) = (open_global.holder(), &mut open_global.backend_cookie) {
+            cookie.position = self.cookie().position;
         }
         // Every store counts the sequence number up; that alone is no change.
         let seqnum_aside = OpenGlobal { seqnum: self.open_global.seqnum, ..open_global.clone() };
@@ -250,6 +254,16 @@ impl OpenImage {
             return Ok(Change::Same);
         }
         self.replace(Self { lease: Some(lease), ..self.clone() })
+    }
+
+    /// Brings the image up to date with a position that its client has set, in bytes.
+    pub fn set_position(&mut self, position: u64) -> Result<Change, ImageError> {
+        let mut image = self.clone();
+        match &mut image.open_global.backend_cookie {
+            Some(cookie) if cookie.position != position => cookie.position = position,
+            _ => return Ok(Change::Same),
+        }
+        self.replace(image)
     }
 
     /// Brings the image up to date with what its lease will be when its holder is told to break it to that.

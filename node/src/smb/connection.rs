@@ -95,6 +95,13 @@ pub enum Question {
         /// What it is asked.
         message: Vec<u8>,
     },
+    /// May the position of an open be set?
+    Position {
+        /// The number in the open's entry among the share modes.
+        share_file_id: u64,
+        /// In bytes.
+        position: u64,
+    },
 }
 
 /// What a process wants to do to a record.
@@ -193,6 +200,9 @@ impl Connection {
                 Request::Break { receiver, message } => {
                     Question::Break { receiver: ServerId::from_bytes(receiver), message }
                 }
+                Request::Position { share_file_id, position } => {
+                    Question::Position { share_file_id, position }
+                }
                 Request::Records { records } if ahead.is_none() => {
                     ahead = Some((request_id, records));
                     continue;
@@ -200,7 +210,7 @@ impl Connection {
                 // It has told smbd so; the change it was about is off.
                 Request::Abandon { .. } => continue,
                 other => {
-                    return Err(self.unexpected(&other, "a store, a delete, a look at an open or a break"));
+                    return Err(self.unexpected(&other, "a question"));
                 }
             };
             self.request_id = request_id;
@@ -278,6 +288,7 @@ impl Connection {
             Request::Delete { .. } => "a delete",
             Request::Look { .. } => "a look",
             Request::Break { .. } => "a break",
+            Request::Position { .. } => "a position",
             Request::Records { .. } => "records",
             Request::Abandon { .. } => "a refusal",
         };

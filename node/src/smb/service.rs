@@ -397,6 +397,11 @@ impl SmbService {
                     connection.reply(&reply).await?;
                     continue;
                 }
+                Question::Position { share_file_id, position } => {
+                    let reply = incarnation.capture.position_set(pid, share_file_id, position).await;
+                    connection.reply(&reply).await?;
+                    continue;
+                }
                 Question::Break { receiver, message } => {
                     let reply = incarnation.capture.break_asked(receiver, &message, connection).await?;
                     connection.reply(&reply).await?;

@@ -100,7 +100,22 @@ fn messages_in_the_wrong_place_cost_the_connection_and_nothing_else() {
         smbd.send(&encoded(&records, 0)).expect("the connection is open");
         assert_eq!(smbd.ask(&unasked).expect("an end of the connection"), None, "{unasked:?}");
     }
-    sidecar.wait_for_log("sent records where a store, a delete or a look at an open was expected");
+    sidecar.wait_for_log("sent records where a question was expected");
+    assert_serves(&mut sidecar, &site);
+}
+
+#[test]
+fn what_smbd_does_anyhow_is_let_through_whatever_it_is() {
+    let Some(site) = Site::with_scripted_samba() else { return };
+    let mut sidecar = site.start();
+    let mut smbd = Smbd::welcome(&site.run_dir);
+    for message in [vec![], vec![0xff; 33], vec![0; 4096]] {
+        let asked = Request::Break { receiver: [0xff; 24], message };
+        assert_eq!(smbd.ask(&asked).expect("an answer"), Some(Reply::Proceed), "{asked:?}");
+    }
+    let unknown = Request::Position { share_file_id: u64::MAX, position: u64::MAX };
+    assert_eq!(smbd.ask(&unknown).expect("an answer"), Some(Reply::Proceed));
+    sidecar.wait_for_log("makes no sense; an smbd of another version?");
     assert_serves(&mut sidecar, &site);
 }
 

@@ -126,6 +126,14 @@ pub enum Request {
         /// The message.
         message: Vec<u8>,
     },
+    /// May this position be set in an open of this process? No record has it before the connection is lost. It is set whatever the
+    /// answer is.
+    Position {
+        /// Which open: the number in its entry among the share modes.
+        share_file_id: u64,
+        /// The position, in bytes.
+        position: u64,
+    },
     /// The answer to [`Reply::Need`]: the same keys in the same order. Or, ahead of a request, a guess at what it will
     /// need.
     Records {
@@ -243,6 +251,7 @@ mod kind {
     pub(super) const LOOK: u8 = 0x06;
     pub(super) const STORE_DELETING: u8 = 0x07;
     pub(super) const BREAK: u8 = 0x08;
+    pub(super) const POSITION: u8 = 0x09;
     pub(super) const WELCOME: u8 = 0x81;
     pub(super) const PROCEED: u8 = 0x82;
     pub(super) const REFUSE: u8 = 0x83;
@@ -286,6 +295,11 @@ impl Request {
                 let mut frame = Encoder::begin(out, kind::BREAK, request_id, payload)?;
                 frame.fixed(receiver);
                 frame.bytes(message);
+            }
+            Self::Position { share_file_id, position } => {
+                let mut frame = Encoder::begin(out, kind::POSITION, request_id, 8 + 8)?;
+                frame.fixed(&share_file_id.to_le_bytes());
+                frame.fixed(&position.to_le_bytes());
             }
             Self::Records { records } => {
                 let payload = records.iter().map(Record::encoded_len).sum::<usize>();
@@ -334,6 +348,10 @@ impl Request {
             kind::BREAK => {
                 Self::Break { receiver: decoder.fixed("receiver")?, message: decoder.bytes("message")? }
             }
+            kind::POSITION => Self::Position {
+                share_file_id: u64::from_le_bytes(decoder.fixed("share_file_id")?),
+                position: u64::from_le_bytes(decoder.fixed("position")?),
+            },
             kind::RECORDS => Self::Records {
                 records: decoder.list("records", |decoder| {
                     Ok(Record {
@@ -650,6 +668,7 @@ mod tests {
             Request::Delete { database: Database::TconGlobal, key: vec![1, 2, 3, 4] },
             Request::Look { database: Database::OpenGlobal, key: vec![9, 8, 7, 6] },
             Request::Break { receiver: [6; 24], message: vec![5; 33] },
+            Request::Position { share_file_id: u64::MAX - 1, position: 0x1000 },
             Request::Records { records: Vec::new() },
             Request::Records { records: vec![record(None), record(Some(Vec::new())), record(Some(vec![1]))] },
             Request::Abandon { tdb_error: TdbError::Oom },

@@ -4,7 +4,7 @@
 //! It interposes the libtdb calls by which Samba keeps its opens. For the five databases of
 //! [`frame::Database`] it looks into the shared page whether a store or delete concerns the cluster; if so it
 //! asks the sidecar and makes the real call only after `Proceed`. Everything else goes straight to libtdb, at
-//! the price of a few memory loads.
+//! the price of a few memory loads. What no record tells it learns from four functions of Samba's own.
 //!
 //! ```text
 //!   smbd ── tdb_store ──► interpose ── concerns the cluster? ── no ───────────────► libtdb
@@ -19,6 +19,7 @@
 //! | `libtdb` | the real functions, and libtdb's types |
 //! | `databases` | which `TDB_CONTEXT` is which database, and what was refused last |
 //! | `create_file` | whether the last CREATE has made an open that deletes its file |
+//! | `file_position` | the position that a client has set |
 //! | `messages` | that an oplock or a lease is about to be broken |
 //! | `chain_locks` | how many locks this process holds |
 //! | `own_opens` | which opens this process has stored |
@@ -49,6 +50,7 @@ mod concern;
 mod create_file;
 mod databases;
 mod fence;
+mod file_position;
 mod interpose;
 mod libtdb;
 mod messages;

@@ -1,4 +1,4 @@
-//! libtdb as its callers see it: the types of its ABI, and the real functions behind the interposed ones; and two of
+//! libtdb as its callers see it: the types of its ABI, and the real functions behind the interposed ones; and some of
 //! Samba's own.
 //!
 //! The real functions are looked up when they are first needed, not when this library is loaded: at that time
@@ -94,6 +94,7 @@ macro_rules! real {
         ///
         /// As for libtdb's function of this name.
         #[allow(clippy::too_many_arguments, reason = "one of Samba's functions has so many")]
+        #[allow(clippy::unused_unit, reason = "one of Samba's functions returns nothing")]
         pub(crate) unsafe fn $name($($argument: $type),*) -> $result {
             static SYMBOL: Symbol = Symbol::new(
                 // The name with its closing zero byte is a C string by construction.
@@ -144,6 +145,9 @@ real! {
     fn messaging_send(
         msg_ctx: *mut c_void, server: Receiver, msg_type: u32, data: *const Data
     ) -> u32, else INTERNAL_ERROR;
+    fn smbd_smb2_request_process_setinfo(req: *mut c_void) -> u32, else INTERNAL_ERROR;
+    fn fh_get_gen_id(fh: *mut c_void) -> u64, else 0;
+    fn fh_set_position_information(fh: *mut c_void, position: u64) -> (), else ();
 }
 
 /// STATUS_INTERNAL_ERROR: Samba lacks a function that it has called.

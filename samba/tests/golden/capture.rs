@@ -92,6 +92,26 @@ fn lease_break_in_flight_is_told() {
     }
 }
 
+/// smbd writes the position down when it loses the client, and stores the one from before until then.
+#[test]
+fn position_that_a_client_has_set_stays_until_smbd_writes_one_down() {
+    for layout in Layout::ALL {
+        let situation = Situation::load(layout, "batch_v2");
+        let mut image = situation.image();
+        assert_eq!(image.set_position(image.cookie().position), Ok(Change::Same));
+        assert_eq!(image.set_position(0x1000), Ok(Change::Changed));
+        assert_eq!(image.describe(share()).position, 0x1000);
+
+        let stored = situation.value(Database::OpenGlobal);
+        assert_eq!(image.update_open_global(stored), Ok(Change::Same));
+        let mut lost = OpenGlobal::decode(layout, stored).unwrap();
+        lost.server_id = ServerId::DISCONNECTED;
+        lost.backend_cookie.as_mut().unwrap().position = 0x2000;
+        assert_eq!(image.update_open_global(&lost.encode(layout)), Ok(Change::Changed));
+        assert_eq!(image.describe(share()).position, 0x2000);
+    }
+}
+
 #[test]
 fn mark_for_deletion_is_told() {
     for layout in Layout::ALL {

@@ -12,6 +12,7 @@ use samba::tdb::Tdb;
 use samba::{
     Change, Layout, LibtdbError, Location, MaterialiseError, OpenImage, Orphan, PlaceError, StoreError,
 };
+use statedb::LeaseState;
 
 use crate::instance::{Samba, Smbd};
 use crate::testdata::{image_of, shared_keys, testdata, unhex};
@@ -220,6 +221,26 @@ fn younger_file_with_the_inode_of_the_opened_one_is_refused() {
         let error = place(&smbd, &image).unwrap_err();
         assert!(matches!(error, PlaceError::File { .. }), "{error}");
     }
+}
+
+/// Its client was lost in the moment in which somebody was about to change the file, and has not heard of it.
+#[test]
+fn orphan_whose_cache_may_be_outdated_is_not_placed() {
+    let Some(samba) = Samba::of_the_machine() else { return };
+    let smbd = Smbd::start(&samba, "127.0.41.10");
+    fs::write(smbd.share().join("report.docx"), "text").unwrap();
+    let mut image = image_of(samba.layout, "rwh_v2_locks", &smbd.share(), "report.docx");
+    let read_handle = LeaseState(LeaseState::READ | LeaseState::HANDLE);
+    let lease = LeaseRecord { current_state: read_handle, ..image.lease().unwrap().clone() };
+    let key = image.lease_record_key().unwrap();
+    image.update_lease(&key, Some(&lease.encode(samba.layout))).unwrap();
+    place(&smbd, &image).unwrap();
+    smbd.databases().remove(image.durable_file_id(), image.file()).unwrap();
+
+    assert_eq!(image.break_lease(LeaseState::NONE), Ok(Change::Changed));
+    let error = place(&smbd, &image).unwrap_err();
+    assert!(matches!(error, PlaceError::Contradicted { .. }), "{error}");
+    assert_eq!(smbd.databases().disconnected_opens().unwrap(), []);
 }
 
 /// Opening the databases when no smbd has them open would empty them for the one who looks at them next.

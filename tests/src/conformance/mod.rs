@@ -25,7 +25,7 @@ pub use self::{
     path::{Path, TreeConnectBeside},
     promises::Promise,
     report::{document, in_short, table},
-    suite::{INTRUDER_TESTS, LOST_WITH_ITS_PROCESS, RECLAIM_TESTS, SUITES, TAKEOVER_TESTS},
+    suite::{INTRUDER_TESTS, RECLAIM_TESTS, SUITES, TAKEOVER_TESTS},
 };
 use crate::proxy::Mode;
 

@@ -3,7 +3,7 @@
 use super::{
     cell::{Cell, Column, Ending},
     nodes::Servers,
-    suite::{INTRUDER_TESTS, LOST_WITH_ITS_PROCESS, RECLAIM_TESTS, TAKEOVER_TESTS},
+    suite::{INTRUDER_TESTS, RECLAIM_TESTS, TAKEOVER_TESTS},
 };
 use crate::{cluster::Clustering, proxy::Mode, smb_client::NtStatus};
 
@@ -117,10 +117,6 @@ impl<'a> Seen<'a> {
             |test: &str| alone.iter().any(|cell| cell.test == test && cell.ending == Ending::Pass);
         let mut cells = self.cells_of(Column { servers: Servers::Protected, mode }, passes_alone);
         let mut text = format!("{mode}: what passes on one smbd alone passes");
-        if mode == Mode::KillChild {
-            cells.retain(|cell| cell.test != LOST_WITH_ITS_PROCESS);
-            text += &format!(", but for {LOST_WITH_ITS_PROCESS}");
-        }
         if self.clustering == Clustering::Separate {
             // A client that stays at the old node keeps the share there. What the other one is told is promised too.
             let all = cells.len();

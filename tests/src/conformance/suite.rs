@@ -3,19 +3,16 @@
 /// How the suites about durable handles begin.
 pub const SUITES: &str = "smb2.durable-";
 
-/// A reclaim test of what no record has: a position that SET_INFO has set is in `smbd`'s memory alone until the
-/// connection is lost, so it dies with the process.
-pub const LOST_WITH_ITS_PROCESS: &str = "smb2.durable-open.file-position";
-
 /// Tests in which a client loses its connection, and must get its open back on the next one. With a node that died
-/// in between, these are what Holdfast is for; [`LOST_WITH_ITS_PROCESS`] is not among them.
-pub const RECLAIM_TESTS: [&str; 15] = [
+/// in between, these are what Holdfast is for.
+pub const RECLAIM_TESTS: [&str; 16] = [
     "smb2.durable-open.reopen2",
     "smb2.durable-open.reopen2-lease",
     "smb2.durable-open.reopen2-lease-v2",
     "smb2.durable-open.reopen2a",
     "smb2.durable-open.lock-oplock",
     "smb2.durable-open.lock-lease",
+    "smb2.durable-open.file-position",
     "smb2.durable-open.alloc-size",
     "smb2.durable-open.read-only",
     "smb2.durable-open.delete_on_close1",
