@@ -8,6 +8,7 @@
 mod breaks;
 mod in_common;
 mod let_go;
+mod position;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,7 +18,7 @@ use std::time::Duration;
 use frame::{Database, RecordKey, Reply, TdbError};
 use futures::{StreamExt, stream};
 use samba::file_stat::FileStat;
-use samba::records::{Holder, OpenGlobal};
+use samba::records::{Holder, OpenGlobal, ServerId};
 use samba::{Capture as Captured, Change as Changed, ImageError, OpenImage};
 use statedb::{
     CreateOptions, DurableFileId, FileKey, ImageDigest, Open, OpenDescription, OpenState, Outcome, Reclaim,
@@ -409,8 +410,19 @@ impl Capture {
                 debug!(durable_file_id = %id, "a client has come back for an open that somebody has purged");
                 return Ok(());
             }
+            // The same, and what is left of it is just being removed.
+            Err(Refused::Image(ImageError::NoLease { id, .. }))
+                if self.is_left_behind(id, connection).await? =>
+            {
+                return Err(Refused::Rejected(Outcome::Rejected(Rejection::OpenNotFound(id))));
+            }
             image => image?,
         };
+        if image.entry().server_id == ServerId::DISCONNECTED {
+            // No new one: the open has ended in the cluster, and its records are still to be removed.
+            let gone = Rejection::OpenNotFound(record.open_persistent_id);
+            return Err(Refused::Rejected(Outcome::Rejected(gone)));
+        }
         let create_options = CreateOptions(if deletes_file { CreateOptions::DELETE_ON_CLOSE } else { 0 });
         let description = OpenDescription { create_options, ..image.describe(share) };
         // Tracked before the cluster knows: the next change of the open can come as soon as smbd goes on.

@@ -24,7 +24,7 @@ use samba::databases::LocalDatabases;
 use samba::file_stat::MADE_BY_THE_OPEN_WITHIN;
 use samba::records::NtTime;
 use statedb::{DeletePending, FileKey};
-use tracing::{error, info};
+use tracing::{debug, error, info};
 
 use crate::telemetry::chain;
 
@@ -50,11 +50,18 @@ pub(super) fn delete(databases: &mut LocalDatabases, file: FileKey, pending: &De
     };
     match databases.is_open(file) {
         Ok(false) => {}
-        Ok(true) => return Deletion::Open,
-        Err(_) => return Deletion::Unknown,
+        Ok(true) => {
+            debug!(%file, path = %pending.path, "a file that is to be deleted is open");
+            return Deletion::Open;
+        }
+        Err(error) => {
+            debug!(%file, path = %pending.path, error = %chain(&error), "it cannot be said whether a file that is to be deleted is open");
+            return Deletion::Unknown;
+        }
     }
     // The next file that gets the inode gets its records too, and smbd grants no oplock beside a lock, whosever it was.
-    if databases.lay_ghosts(file).is_err() {
+    if let Err(error) = databases.lay_ghosts(file) {
+        debug!(%file, path = %pending.path, error = %chain(&error), "the records of a file that is to be deleted cannot be changed");
         return Deletion::Unknown;
     }
     match unlink(&image, &pending.path) {
@@ -62,8 +69,14 @@ pub(super) fn delete(databases: &mut LocalDatabases, file: FileKey, pending: &De
             info!(%file, path = %pending.path, share = %pending.share, "a file is deleted that a dead smbd should have deleted");
             Deletion::Settled
         }
-        Ok(Unlinked::NotThere) => Deletion::Settled,
-        Ok(Unlinked::NotMounted) => Deletion::Unknown,
+        Ok(Unlinked::NotThere) => {
+            debug!(%file, path = %pending.path, share = %pending.share, "a file that is to be deleted is not there");
+            Deletion::Settled
+        }
+        Ok(Unlinked::NotMounted) => {
+            debug!(%file, path = %pending.path, share = %pending.share, "the file system of a file that is to be deleted is not there");
+            Deletion::Unknown
+        }
         Err(errno) => {
             error!(%file, path = %pending.path, share = %pending.share, %errno, "a file that a dead smbd should have deleted cannot be deleted, and is left");
             Deletion::Settled

@@ -3,7 +3,8 @@
 //! Who changes a file asks those to let go that cache reads of it, by a message, and goes on at once. What becomes of the message
 //! is for the process that gets it to say; if it dies before its client has heard, the client comes back for a cache that is
 //! stale. So the cluster hears of such a break before the message is sent. The lease is known then as the receiver is going to
-//! store it, which is no news any more when he does; and an open whose holder has died meanwhile is not put back
+//! store it, which is no news any more when he does. An open whose break is under way ends with its connection (MS-SMB2
+//! 3.3.7.1), and if its client was lost in that very moment it is not put back
 //! ([`LeaseRecord::may_be_outdated`](samba::records::LeaseRecord::may_be_outdated)).
 //!
 //! Nobody gets the message for an open whose client is away, and MS-SMB2 3.3.4.7 closes it.
