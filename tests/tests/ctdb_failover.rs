@@ -374,6 +374,13 @@ async fn an_intruder_after_the_recovery_wins_and_the_reclaim_is_refused() {
     let open = stage.share.create(CreateRequest::durable_v2_with_lease("file")).await.unwrap();
     let kept = stage.share.create(CreateRequest::durable_v2_with_lease("kept")).await.unwrap();
 
+    // Those that are claimed at once, while what is left of them is being removed.
+    let mut at_once = Vec::new();
+    for number in 0..30 {
+        let path = format!("at-once-{number}");
+        at_once.push(stage.share.create(CreateRequest::durable_v2_with_lease(path)).await.unwrap());
+    }
+
     stage.cluster.kill(0).unwrap();
     // Whoever has been given one orphan back finds all of them in their places.
     stage.come_back(1).await;
@@ -382,6 +389,10 @@ async fn an_intruder_after_the_recovery_wins_and_the_reclaim_is_refused() {
     let (_session, intruder) = stage.somebody_else(2).await;
     intruder.create(CreateRequest::new("file")).await.unwrap();
     stage.assert_refused(&open).await;
+    for open in at_once {
+        intruder.create(CreateRequest::new(open.path())).await.unwrap();
+        stage.assert_refused(&open).await;
+    }
     kept.write(0, b"still mine").await.unwrap();
     stage.session.echo().await.unwrap();
 }

@@ -119,7 +119,7 @@ impl Refused {
     fn tdb_error(&self) -> TdbError {
         match self {
             Self::Rejected(Outcome::Rejected(rejection)) => match rejection {
-                // STATUS_NOT_FOUND: there is nothing to come back to.
+                // STATUS_OBJECT_NAME_NOT_FOUND: there is nothing to come back to.
                 Rejection::OpenNotFound(_)
                 | Rejection::OpenConnected { .. }
                 | Rejection::NotOwner { .. }

@@ -108,7 +108,7 @@ pub enum TdbError {
     NoLock = 6,
     /// Waiting for a lock took too long.
     LockTimeout = 7,
-    /// `STATUS_NOT_FOUND`.
+    /// `STATUS_NOT_FOUND`; of an open's own record `STATUS_OBJECT_NAME_NOT_FOUND`, which the shim sees to.
     NoExist = 8,
     /// `STATUS_INVALID_PARAMETER`.
     Einval = 9,

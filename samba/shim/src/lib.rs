@@ -54,6 +54,7 @@ mod file_position;
 mod interpose;
 mod libtdb;
 mod messages;
+mod nt_status;
 mod own_opens;
 mod process;
 mod recent;

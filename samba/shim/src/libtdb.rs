@@ -147,6 +147,7 @@ real! {
     ) -> u32, else INTERNAL_ERROR;
     fn smbd_smb2_request_process_setinfo(req: *mut c_void) -> u32, else INTERNAL_ERROR;
     fn fh_get_gen_id(fh: *mut c_void) -> u64, else 0;
+    fn map_nt_error_from_tdb(error: c_int) -> u32, else INTERNAL_ERROR;
     fn fh_set_position_information(fh: *mut c_void, position: u64) -> (), else ();
 }
 

@@ -270,10 +270,9 @@ impl Oracle {
     }
 }
 
-/// Whether a refusal says that there is no such open. The second is what smbd says if the cluster has given the open up
-/// in the very moment in which it was claimed.
+/// Whether a refusal says that there is no such open.
 pub(super) fn is_gone(refusal: &SmbError) -> bool {
-    [Some(NtStatus::OBJECT_NAME_NOT_FOUND), Some(NtStatus::NOT_FOUND)].contains(&refusal.status())
+    refusal.status() == Some(NtStatus::OBJECT_NAME_NOT_FOUND)
 }
 
 impl Account {
