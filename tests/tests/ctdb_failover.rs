@@ -367,6 +367,35 @@ async fn a_cache_whose_break_has_died_with_the_node_is_not_given_back() {
     stage.reclaim(&unchanged).await;
 }
 
+/// CTDB may have recovered before the death is even noticed: who comes then must not find what should be gone. He gets in all
+/// the same where somebody has such a file open.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_that_a_dead_node_should_have_deleted_are_gone_when_a_client_comes() {
+    let Some(mut stage) = Stage::set(0).await else { return };
+    let (_elsewhere, others) = stage.somebody_else(1).await;
+    let in_use = others.create(CreateRequest::new("in use")).await.unwrap();
+    for path in ["marked", "marked too", "in use"] {
+        let open = stage.share.create(CreateRequest::durable_v2_with_lease(path)).await.unwrap();
+        assert!(open.is_durable(), "{path}");
+        open.set_delete_pending(true).await.unwrap();
+    }
+
+    stage.cluster.kill(0).unwrap();
+    let _newcomer = stage.somebody_else(2).await;
+
+    let directory = stage.cluster.site().share_dir();
+    for path in ["marked", "marked too"] {
+        assert!(!directory.join(path).exists(), "{path}");
+    }
+    in_use.write(0, b"still mine").await.unwrap();
+    in_use.close().await.unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while directory.join("in use").exists() {
+        assert!(Instant::now() < deadline, "it is not in use any more");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// He finds the orphan in its place, and it has to make room as any open whose client is away.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_intruder_after_the_recovery_wins_and_the_reclaim_is_refused() {

@@ -88,6 +88,8 @@ pub enum Question {
         /// Its key.
         key: Vec<u8>,
     },
+    /// May a client connect to a share?
+    Knock,
     /// May another process be asked to break an oplock or a lease?
     Break {
         /// That process.
@@ -197,6 +199,7 @@ impl Connection {
                 }
                 Request::Delete { database, key } => Question::Change(Change::Delete { database, key }),
                 Request::Look { database: Database::OpenGlobal, key } => Question::Look { key },
+                Request::Look { database: Database::TconGlobal, .. } => Question::Knock,
                 Request::Break { receiver, message } => {
                     Question::Break { receiver: ServerId::from_bytes(receiver), message }
                 }

@@ -44,7 +44,8 @@ pub struct Gate {
     /// that knocks elsewhere is more likely fleeing from a dead node than lost.
     verdict_within: Duration,
     /// Whether `smbd` is one of several that are coherent among themselves: then there is no serving node, and nobody is
-    /// kept waiting. Who is in which share is of interest all the same.
+    /// kept waiting here (but see [`super::look::Lookout::deletions_are_made`]). Who is in which share is of interest all
+    /// the same.
     lets_all_in: bool,
     tree_connects: SyncMutex<TreeConnects>,
     doors: SyncMutex<BTreeMap<ShareName, Arc<Mutex<Door>>>>,

@@ -6,17 +6,21 @@
 //! are as they should be ([`Lookout::is_settled`]): the node in which the open lives, which proves by its answer that it
 //! does; or the one that puts the orphans back (`keeper_of_orphans`).
 //!
+//! The same goes for a file that the dead node should have deleted: a client that connects to a share waits until it is
+//! gone ([`Lookout::deletions_are_made`]).
+//!
 //! # What must stay true
 //!
 //! - An answer counts from the question on. A node that dies after its answer takes the record with it, or has let it go.
 //!   If it has it still, then CTDB itself keeps `smbd` waiting until it has recovered, and the shim asks again.
 //! - Nobody waits for ever. A client that cannot be answered truthfully loses its connection, and comes again.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use frame::Reply;
-use statedb::{Arbiter, DurableFileId, FileKey, NodeId, NodeState, Owner, State};
+use statedb::{Arbiter, DeleteState, DurableFileId, FileKey, NodeId, NodeState, Owner, State};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, sleep, timeout};
@@ -35,6 +39,10 @@ use crate::raft::{News, RaftNode};
 /// How often a question is asked again whose answer is not there yet.
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(10);
 
+/// How long a client waits for a file to be deleted once that is decided: as long as CTDB may need to recover. Who has the
+/// file open without a durable handle may keep it for hours.
+const DELETED_WITHIN: Duration = Duration::from_secs(5);
+
 /// After so many heartbeats without word from a leader this node may have missed what others have been granted.
 const HEARTBEATS_MISSED_MAX: u32 = 2;
 
@@ -47,6 +55,8 @@ pub struct Lookout {
     timing: Timing,
     reconciled: Reconciled,
     smbd: Mutex<Option<Smbd>>,
+    /// Files that are to be deleted and that clients have waited for in vain.
+    in_use: Mutex<BTreeSet<FileKey>>,
 }
 
 /// The SMB service of this node, as far as it can vouch for its opens.
@@ -83,7 +93,8 @@ impl Lookout {
         timing: Timing,
         reconciled: Reconciled,
     ) -> Self {
-        Self { raft, lease, node, timing, reconciled, smbd: Mutex::default() }
+        let (smbd, in_use) = (Mutex::default(), Mutex::default());
+        Self { raft, lease, node, timing, reconciled, smbd, in_use }
     }
 
     /// An incarnation of the SMB service begins.
@@ -161,6 +172,76 @@ impl Lookout {
                 Reply::Fence
             }
         }
+    }
+
+    /// Waits until the files are gone that a node which has died should have deleted: their clients must not find them when
+    /// they come back. Not for ever: then they do.
+    pub async fn deletions_are_made(&self) {
+        let waits_for_verdict = self.timing.verdict_within().min(HELD_AT_MOST);
+        if timeout(waits_for_verdict, self.deleters_live()).await.is_err() {
+            warn!(
+                "a client is let in, though nobody could say in time whether a node lives that is to delete files: it may find them"
+            );
+        }
+        let due = self.raft.read(|state| self.due(state));
+        if due.is_empty() {
+            return;
+        }
+        let deleted = self.raft.until(|state| self.due(state).is_disjoint(&due));
+        if timeout(DELETED_WITHIN, deleted).await.is_err() {
+            let left = self.raft.read(|state| self.due(state));
+            debug!(
+                files = left.len(),
+                "a client is let in, though files that are to be deleted are there: somebody has them open"
+            );
+            self.in_use().extend(left.intersection(&due));
+        }
+    }
+
+    /// Resolves when no open that deletes its file is that of another node which may have died. What a process leaves that
+    /// dies alone, its node deletes at once.
+    async fn deleters_live(&self) {
+        let mut has_caught_up = !self.may_have_missed();
+        let mut living = BTreeSet::new();
+        loop {
+            if !has_caught_up {
+                has_caught_up = self.catch_up().await;
+            }
+            let (asked, applied) = self.raft.read(|state| {
+                let mut asked = BTreeMap::new();
+                for open in state.deleting_opens() {
+                    let through = open.connected_through().map(|owner| owner.node);
+                    if let Some(node) = through.filter(|node| *node != self.node && !living.contains(node)) {
+                        asked.insert(node, open.description.durable_file_id);
+                    }
+                }
+                (asked, state.applied().map_or(0, |log_id| log_id.index))
+            });
+            if asked.is_empty() && has_caught_up {
+                return;
+            }
+            let known_to_live = living.len();
+            for (node, open) in asked {
+                if self.raft.is_settled_at(node, open, applied, self.timing.heartbeat_interval()).await {
+                    living.insert(node);
+                }
+            }
+            if living.len() == known_to_live {
+                sleep(ASK_AGAIN_AFTER).await;
+            }
+        }
+    }
+
+    /// The files that are to be deleted at once, but for those that are known to be in use.
+    fn due(&self, state: &State) -> BTreeSet<FileKey> {
+        let due = state.deletes_pending().filter(|(_, pending)| {
+            pending.arbiter == Arbiter::SmbCluster && matches!(pending.state, DeleteState::Due(_))
+        });
+        let mut due: BTreeSet<_> = due.map(|(file, _)| file).collect();
+        let mut in_use = self.in_use();
+        in_use.retain(|file| due.contains(file));
+        due.retain(|file| !in_use.contains(file));
+        due
     }
 
     /// Resolves when the records of an open are as they should be.
@@ -241,6 +322,10 @@ impl Lookout {
             Some(smbd) => smbd.capture.catch_up().await.is_ok(),
             None => false,
         }
+    }
+
+    fn in_use(&self) -> MutexGuard<'_, BTreeSet<FileKey>> {
+        self.in_use.lock().expect("no holder of this lock can panic")
     }
 
     fn smbd(&self) -> MutexGuard<'_, Option<Smbd>> {

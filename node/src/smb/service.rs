@@ -397,6 +397,11 @@ impl SmbService {
                     connection.reply(&reply).await?;
                     continue;
                 }
+                Question::Knock => {
+                    self.lookout.deletions_are_made().await;
+                    connection.reply(&Reply::Proceed).await?;
+                    continue;
+                }
                 Question::Position { share_file_id, position } => {
                     let reply = incarnation.capture.position_set(pid, share_file_id, position).await;
                     connection.reply(&reply).await?;

@@ -109,7 +109,8 @@ pub enum Request {
     },
     /// May this record be looked at? Asked before the lock of its chain is taken, of the records of opens that
     /// another node of a ctdb cluster may have had ([`crate::PageReader::must_look`]), and without ctdb of those that
-    /// another process may have. The answer may take as long as ctdb needs to recover from the death of that node, or that
+    /// another process may have; and of a new tree connect of a ctdb cluster, whose client may have to wait for what a
+    /// node that has just died should have done. The answer may take as long as ctdb needs to recover from the death of that node, or that
     /// process to let go of the open, and is about this moment only: it is asked again each time that the lock is taken.
     Look {
         /// Where.

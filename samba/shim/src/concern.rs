@@ -40,7 +40,9 @@ pub(crate) fn must_ask(page: Option<&PageReader>, database: Database, key: &[u8]
 
 /// Whether the sidecar has to be asked before the lock of this record is taken to look at it: who reclaims an open begins
 /// with that. In a ctdb cluster, where the record is that of an open that another node may have had; otherwise where it is
-/// that of an open that is tracked, and not one of those that this process has stored itself (`is_own`).
+/// that of an open that is tracked, and not one of those that this process has stored itself (`is_own`). A tree connect
+/// begins in this way too, and in a ctdb cluster it may have to wait: not when it is stored, because ctdb does not recover
+/// while anybody holds a lock.
 ///
 /// Without a page nobody has been admitted yet who could want an open back.
 pub(crate) fn must_look(
@@ -49,9 +51,12 @@ pub(crate) fn must_look(
     key: &[u8],
     is_own: impl Fn(u32) -> bool,
 ) -> bool {
-    let (Some(page), Database::OpenGlobal, Some(id)) = (page, file.database, global_id(key)) else {
-        return false;
-    };
+    let (Some(page), Some(id)) = (page, global_id(key)) else { return false };
+    match file.database {
+        Database::OpenGlobal => {}
+        Database::TconGlobal => return file.is_clustered,
+        Database::Locking | Database::Brlock | Database::Leases => return false,
+    }
     if file.is_clustered { page.must_look(id) } else { page.may_track_id(id) && !is_own(id) }
 }
 
@@ -210,6 +215,8 @@ mod tests {
         assert!(looks(&pages, clustered, &78_u32.to_be_bytes()));
         assert!(!looks(&pages, clustered, &[0; 32]), "a replay cache entry");
         assert!(!looks(&pages, file(Database::Locking, true), &key), "not an open");
+        assert!(looks(&pages, file(Database::TconGlobal, true), &key), "a tree connect");
+        assert!(!looks(&pages, file(Database::TconGlobal, false), &key), "it waits when it is stored");
         assert!(!must_look(None, clustered, &key, |_| false), "nobody was admitted yet");
     }
 

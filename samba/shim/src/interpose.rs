@@ -314,8 +314,13 @@ unsafe fn refuses_look(tdb: *mut Context, key: Data) -> bool {
     }
     keeping_errno(|| {
         let database = file.database;
-        // Without ctdb a record that is not there is nobody's, as that of an id which has just been drawn.
-        if !file.is_clustered && !is_there(database, key) {
+        let concerns_nobody = match database {
+            // One that ends, or that was let in already.
+            Database::TconGlobal => is_there(database, key),
+            // Without ctdb a record that is not there is nobody's, as that of an id which has just been drawn.
+            _ => !file.is_clustered && !is_there(database, key),
+        };
+        if concerns_nobody {
             return false;
         }
         let error = match copy_of(key).map(|key| sidecar::ask(&Request::Look { database, key }, Vec::new())) {

@@ -584,6 +584,24 @@ fn the_record_of_an_open_that_others_may_have_is_locked_only_after_proceed() {
 }
 
 #[test]
+fn a_new_tree_connect_of_a_ctdb_cluster_is_asked_about_before_its_lock_is_taken() {
+    let mut rig = rig!();
+    let (mut program, _connection) = rig.bound_clustered_program(LONG);
+    let tcon = clustered(TCON);
+    let (lock, unlock) = (format!("lock {tcon} 00000007"), format!("unlock {tcon} 00000007"));
+    program.begin(&lock);
+    let asked = rig.sidecar.next();
+    assert_eq!(asked.request, Request::Look { database: TCON, key: vec![0, 0, 0, 7] });
+    asked.connection.reply(asked.request_id, Reply::Proceed);
+    assert_eq!(program.answer(), "ok");
+    let store = format!("store {tcon} 00000007 {CTDB_HEADER}aabb");
+    assert_eq!(rig.sidecar.proceed(&mut program, &store), "ok");
+    assert_eq!(program.call(&unlock), "ok");
+
+    assert_eq!((program.call(&lock), program.call(&unlock)), ("ok".into(), "ok".into()), "it is there");
+}
+
+#[test]
 fn a_refused_look_takes_no_lock_and_a_fenced_one_ends_the_process() {
     let mut rig = rig!();
     let (mut program, _connection) = rig.bound_clustered_program(LONG);

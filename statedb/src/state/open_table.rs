@@ -6,6 +6,7 @@ use std::num::NonZeroU32;
 
 use super::ids::{ClientGuid, CreateGuid, DurableFileId, FileKey, LeaseId, Owner, SessionId, ShareName};
 use super::lookup::Lookup;
+use super::node::Arbiter;
 use super::open::{Open, OpenDescription, OpenState};
 use super::time::Timestamp;
 
@@ -30,6 +31,8 @@ pub(super) struct OpenTable {
     by_create_guid: Lookup<(ClientGuid, CreateGuid), Slot>,
     by_app_instance: Lookup<[u8; 16], Slot>,
     by_deadline: BTreeSet<(Timestamp, DurableFileId)>,
+    /// Those for which [`deletes_in_smb_cluster`] holds.
+    deleting: BTreeSet<DurableFileId>,
 }
 
 /// Where an open is kept, counted from 1.
@@ -266,6 +269,11 @@ impl OpenTable {
         self.by_deadline.range(..=(now, DurableFileId(u64::MAX))).map(|(_, id)| *id).collect()
     }
 
+    /// The opens whose files an SMB cluster deletes with them, by id.
+    pub(super) fn deleting(&self) -> impl Iterator<Item = &Open> {
+        self.deleting.iter().filter_map(|id| self.get(*id))
+    }
+
     /// The earliest deadline of a disconnected open.
     pub(super) fn next_deadline(&self) -> Option<Timestamp> {
         self.by_deadline.first().map(|(deadline, _)| *deadline)
@@ -288,8 +296,9 @@ impl OpenTable {
         };
         let known = &self.slots.get(slot).open;
         // Most changes of an open are of nothing that it is found by.
-        let is_found_alike =
-            known.state == open.state && Keys::of(&known.description) == Keys::of(&open.description);
+        let is_found_alike = known.state == open.state
+            && deletes_in_smb_cluster(known) == deletes_in_smb_cluster(&open)
+            && Keys::of(&known.description) == Keys::of(&open.description);
         if !is_found_alike {
             self.unindex(id, slot);
         }
@@ -323,6 +332,9 @@ impl OpenTable {
         lease.into_iter().for_each(|key| slots.chain(by_lease, Index::Lease, key, slot));
         create_guid.into_iter().for_each(|key| slots.chain(by_create_guid, Index::CreateGuid, key, slot));
         app_instance.into_iter().for_each(|key| slots.chain(by_app_instance, Index::AppInstance, key, slot));
+        if deletes_in_smb_cluster(&self.slots.get(slot).open) {
+            self.deleting.insert(id);
+        }
         self.index_state(id, slot);
     }
 
@@ -335,6 +347,7 @@ impl OpenTable {
         lease.iter().for_each(|key| slots.unchain(by_lease, Index::Lease, key, slot));
         create_guid.iter().for_each(|key| slots.unchain(by_create_guid, Index::CreateGuid, key, slot));
         app_instance.iter().for_each(|key| slots.unchain(by_app_instance, Index::AppInstance, key, slot));
+        self.deleting.remove(&id);
         self.unindex_state(id, slot);
     }
 
@@ -381,6 +394,7 @@ impl PartialEq for OpenTable {
         let keys = |open: &Open| Keys::of(&open.description);
         self.iter().eq(other.iter())
             && self.by_deadline == other.by_deadline
+            && self.deleting == other.deleting
             && self.finds_the_same(other, Index::File, |table| &table.by_file, |open| Some(keys(open).file))
             && self.finds_the_same(other, Index::Holder, |table| &table.by_holder, Open::holder)
             && self.finds_the_same(
@@ -407,6 +421,12 @@ impl PartialEq for OpenTable {
 }
 
 impl Eq for OpenTable {}
+
+/// Whether an SMB cluster that decides for itself deletes the file with the open. (Where this cluster decides, a description
+/// changes in its place, past the indexes.)
+fn deletes_in_smb_cluster(open: &Open) -> bool {
+    open.arbiter == Arbiter::SmbCluster && open.description.deletes_its_file()
+}
 
 fn session_of(state: OpenState) -> Option<SessionId> {
     match state {
@@ -470,6 +490,8 @@ mod tests {
             description.create_guid = CreateGuid([self.byte(); 16]);
             let instance = AppInstance { id: [self.byte(); 16], version: None };
             description.app_instance = (self.below(2) == 0).then_some(instance);
+            description.delete_on_close = self.below(VALUES) == 0;
+            open.arbiter = [Arbiter::Cluster, Arbiter::SmbCluster][usize::from(self.below(2) == 0)];
             open
         }
     }
@@ -511,6 +533,7 @@ mod tests {
         assert_eq!(table.next_deadline(), table.iter().filter_map(Open::deadline).min());
         let due = table.due(Timestamp(0));
         assert_eq!(due, meant(&|open| open.deadline() == Some(Timestamp(0))));
+        assert_eq!(ids(table.deleting()), meant(&deletes_in_smb_cluster));
         assert_eq!(table.len(), table.iter().count());
     }
 

@@ -295,6 +295,12 @@ impl State {
         self.waiting.iter()
     }
 
+    /// The opens whose files are deleted with them by a cluster of SMB servers
+    /// ([`Arbiter::SmbCluster`](super::node::Arbiter::SmbCluster)), by id.
+    pub fn deleting_opens(&self) -> impl Iterator<Item = &Open> {
+        self.opens.deleting()
+    }
+
     /// The deletion of a file, if it is decided.
     #[must_use]
     pub fn delete_pending(&self, file: FileKey) -> Option<&DeletePending> {
