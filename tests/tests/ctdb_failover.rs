@@ -373,10 +373,15 @@ async fn a_cache_whose_break_has_died_with_the_node_is_not_given_back() {
 async fn files_that_a_dead_node_should_have_deleted_are_gone_when_a_client_comes() {
     let Some(mut stage) = Stage::set(0).await else { return };
     let (_elsewhere, others) = stage.somebody_else(1).await;
-    let in_use = others.create(CreateRequest::new("in use")).await.unwrap();
+    let mut opens = Vec::new();
     for path in ["marked", "marked too", "in use"] {
-        let open = stage.share.create(CreateRequest::durable_v2_with_lease(path)).await.unwrap();
-        assert!(open.is_durable(), "{path}");
+        opens.push(stage.share.create(CreateRequest::durable_v2_with_lease(path)).await.unwrap());
+    }
+    // It takes no lease away.
+    let stat = CreateRequest { desired_access: AccessMask::READ_ATTRIBUTES, ..CreateRequest::new("in use") };
+    let in_use = others.create(stat).await.unwrap();
+    for open in &opens {
+        assert!(open.is_durable(), "{}", open.path());
         open.set_delete_pending(true).await.unwrap();
     }
 
@@ -387,7 +392,7 @@ async fn files_that_a_dead_node_should_have_deleted_are_gone_when_a_client_comes
     for path in ["marked", "marked too"] {
         assert!(!directory.join(path).exists(), "{path}");
     }
-    in_use.write(0, b"still mine").await.unwrap();
+    assert!(directory.join("in use").exists());
     in_use.close().await.unwrap();
     let deadline = Instant::now() + Duration::from_secs(30);
     while directory.join("in use").exists() {
