@@ -4,7 +4,8 @@
 //! It interposes the libtdb calls by which Samba keeps its opens. For the five databases of
 //! [`frame::Database`] it looks into the shared page whether a store or delete concerns the cluster; if so it
 //! asks the sidecar and makes the real call only after `Proceed`. Everything else goes straight to libtdb, at
-//! the price of a few memory loads. What no record tells it learns from four functions of Samba's own.
+//! the price of a few memory loads. What no record tells it learns from four functions of Samba's own; in a fifth
+//! it says what libtdb has no error for.
 //!
 //! ```text
 //!   smbd ── tdb_store ──► interpose ── concerns the cluster? ── no ───────────────► libtdb
@@ -21,6 +22,7 @@
 //! | `create_file` | whether the last CREATE has made an open that deletes its file |
 //! | `file_position` | the position that a client has set |
 //! | `messages` | that an oplock or a lease is about to be broken |
+//! | `nt_status` | what a client is told whose claim was refused |
 //! | `chain_locks` | how many locks this process holds |
 //! | `own_opens` | which opens this process has stored |
 //! | `concern` | which calls concern the cluster: a pure function of the page |
