@@ -24,6 +24,7 @@ async fn assert_no_promise_is_broken(
     let report = chaos::run(Options {
         seed: SEED,
         rounds: 3,
+        only: Vec::new(),
         clients,
         opens,
         shares,

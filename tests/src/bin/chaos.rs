@@ -7,7 +7,7 @@ use std::{error::Error, fs, path::PathBuf, process::ExitCode};
 
 use clap::Parser;
 use harness::{
-    chaos::{self, Options},
+    chaos::{self, Death, Options},
     cluster::ClusterOptions,
     samba::SambaTools,
 };
@@ -20,6 +20,9 @@ struct Arguments {
     /// How many blows.
     #[arg(long, value_name = "N", default_value_t = 50)]
     rounds: usize,
+    /// Only blows of these kinds.
+    #[arg(long, value_name = "DEATH", value_delimiter = ',')]
+    only: Vec<Death>,
     /// Client machines.
     #[arg(long, value_name = "N", default_value_t = 20)]
     clients: usize,
@@ -83,6 +86,7 @@ async fn unleash(arguments: Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let report = chaos::run(Options {
         seed,
         rounds: arguments.rounds,
+        only: arguments.only,
         clients: arguments.clients,
         opens: arguments.opens,
         shares: arguments.shares,

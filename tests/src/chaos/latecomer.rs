@@ -31,8 +31,12 @@ const OPENS: usize = 4;
 /// Between two looks at the connection.
 const PAUSE: Duration = Duration::from_millis(30);
 
-/// A death so shortly before it leaves may still hold up what has to be agreed on.
+/// A death so shortly before it leaves a living node may still hold up what has to be agreed on.
 const LEAD: Duration = Duration::from_secs(5);
+
+/// The same where the nodes have their records in common: until CTDB has recovered, which takes longest after the pause of a
+/// node, an smbd that needs a record does not look at its connections. Its clients give it up before it notices.
+const LEAD_CLUSTERED: Duration = Duration::from_secs(45);
 
 /// How long it waits for everybody else to be let in. After that it stays away for no longer.
 const OTHERS_TIMEOUT: Duration = Duration::from_secs(60);
@@ -56,9 +60,6 @@ struct Abandoned {
     history: History,
     /// The file is to be deleted when it is closed, by whomever.
     deletes: bool,
-    /// Its client has left a living node. Samba 4.17 closes the open then and does not find the file that it is to delete,
-    /// with Holdfast as without.
-    was_left: bool,
     node: usize,
     confirmed: Instant,
 }
@@ -91,22 +92,20 @@ impl Latecomer {
                         Phase::Work | Phase::Gather => {}
                     }
                     time::sleep(PAUSE).await;
-                    if arrival.session.echo().await.is_err() {
-                        return Err(Interrupted);
-                    }
+                    self.touch(&arrival).await?;
                     self.opens.iter_mut().for_each(|open| open.confirmed = Instant::now());
                 }
             };
             if world.stay(number, &arrival, visit).await {
                 return;
             }
-            self.opens.iter_mut().for_each(|open| open.was_left |= left);
             let wants_to_be = self.traveller.rng.random();
             too_late = self.stay_away(&world, wants_to_be, left).await && wants_to_be;
         }
     }
 
     /// Stays away until its opens are just about to end, or have just ended. False if nobody can say whether they have.
+    /// Of its own accord it has `left`, or because it had no answer any more.
     async fn stay_away(&self, world: &World, too_late: bool, left: bool) -> bool {
         let Some((lost, node)) = self.opens.iter().map(|open| (open.confirmed, open.node)).min() else {
             return true;
@@ -115,6 +114,8 @@ impl Latecomer {
             time::sleep_until((lost + TIMEOUT - MARGIN).into()).await;
             return true;
         }
+        // Nobody has to find out that this client is away but the smbd that it has left.
+        let lives = left || world.oracle.count(|account| account.blow_to(node, lost).is_none());
         let others_are_in = || {
             world.seats(|seats| {
                 let share = seats[self.traveller.number].share;
@@ -125,14 +126,18 @@ impl Latecomer {
         };
         let others = async {
             // Who leaves by himself is known to be away at once, unless there is a death at the same time.
-            while !left && !others_are_in() {
+            while !lives && !others_are_in() {
                 time::sleep(PAUSE).await;
             }
         };
         // If nobody else has lost his connection, there was no death to wait for.
         let _ = time::timeout(OTHERS_TIMEOUT, others).await;
         // A death makes cluster time stand still for a moment, also one that has nothing to do with this client.
-        let lead = if left { LEAD } else { Duration::ZERO };
+        let lead = match (lives, world.clustered) {
+            (false, _) => Duration::ZERO,
+            (true, false) => LEAD,
+            (true, true) => LEAD_CLUSTERED,
+        };
         let mut since = Instant::now() - lead;
         loop {
             time::sleep(TIMEOUT + MARGIN).await;
@@ -140,9 +145,7 @@ impl Latecomer {
             if struck.is_none_or(|struck| struck < since) {
                 return true;
             }
-            if left {
-                // Of several smbds with common records a living one may have waited for the dead one's, and not have looked at
-                // its connections.
+            if lives {
                 return false;
             }
             since = Instant::now();
@@ -190,7 +193,6 @@ impl Latecomer {
             let abandoned = self.opens.pop().expect("it was there");
             let presence = match there {
                 true => Presence::Must,
-                false if abandoned.was_left => Presence::May,
                 false => Presence::MustNot,
             };
             self.files.push(KnownFile {
@@ -201,6 +203,19 @@ impl Latecomer {
             });
         }
         Ok(())
+    }
+
+    /// Finds out whether the connection is there, by a request in the share.
+    ///
+    /// An ECHO would do, were it not for the files to be deleted. An smbd 4.17 whose other tree connects have ended stands in
+    /// the root directory until it is asked for something in a share, and does not find a file that it is to delete if it
+    /// loses the client before.
+    async fn touch(&self, arrival: &Arrival) -> Result<(), Interrupted> {
+        match self.opens.last() {
+            // There is nothing in it to be read, and that is an answer.
+            Some(abandoned) => answer(abandoned.open.read(0, 1).await).map(drop),
+            None => arrival.session.echo().await.map_err(|_| Interrupted),
+        }
     }
 
     async fn open(&mut self, world: &World, arrival: &Arrival) -> Result<(), Interrupted> {
@@ -243,7 +258,7 @@ impl Latecomer {
         }
         self.files.pop();
         let confirmed = Instant::now();
-        self.opens.push(Abandoned { open, id, path, history, deletes, was_left: false, node, confirmed });
+        self.opens.push(Abandoned { open, id, path, history, deletes, node, confirmed });
         Ok(())
     }
 

@@ -101,6 +101,8 @@ pub struct Options {
     pub seed: u64,
     /// How many blows.
     pub rounds: usize,
+    /// Of which kinds; none is all.
+    pub only: Vec<Death>,
     /// How many client machines work as users do. Beside them are those with a special task, six a share.
     pub clients: usize,
     /// How many opens those hold together when a blow falls.
@@ -140,7 +142,7 @@ pub enum ChaosError {
 /// Runs the whole schedule.
 pub async fn run(options: Options) -> Result<Report, ChaosError> {
     let mut chaos = Chaos::begin(options).await?;
-    let rounds = schedule::schedule(chaos.options.seed, chaos.options.rounds);
+    let rounds = schedule::schedule(chaos.options.seed, chaos.options.rounds, &chaos.options.only);
     for (number, mut round) in rounds.into_iter().enumerate() {
         if !chaos.options.cluster.protected && round.death.is_of_a_sidecar() {
             round.death = Death::Node;
@@ -186,8 +188,15 @@ impl Chaos {
             comes_late: role == Role::Latecomer,
             ..Seat::default()
         });
-        let world =
-            Arc::new(World::new(options.seed, credentials, nodes, shared_opens_come_back, seats.collect()));
+        let clustered = options.cluster.clustering == Clustering::Ctdb;
+        let world = Arc::new(World::new(
+            options.seed,
+            credentials,
+            nodes,
+            shared_opens_come_back,
+            clustered,
+            seats.collect(),
+        ));
         let registers: Vec<_> = shares.iter().map(|share| Arc::new(Register::of_share(share))).collect();
         let pages: Vec<_> = shares.iter().map(|share| Arc::new(Page::new(format!("{share}-page")))).collect();
         let opens_each = options.opens.div_ceil(options.clients);
@@ -388,9 +397,7 @@ impl Chaos {
             let known = |seat: &Seat| Some((seat.arrival.clone()?, seat.still.clone()?));
             seats.iter().filter_map(known).collect()
         });
-        let clustered = self.options.cluster.clustering == Clustering::Ctdb;
-        let again =
-            clients.iter().map(|(arrival, known)| claim_again(&self.world, arrival, &known.held, clustered));
+        let again = clients.iter().map(|(arrival, known)| claim_again(&self.world, arrival, &known.held));
         join_all(again).await;
 
         let share = self.cluster.site().share_dir();
@@ -499,13 +506,13 @@ impl Chaos {
 
 /// Claims all opens of a client while it holds them: on a connection of its own to the same node, and to the next one.
 ///
-/// `clustered` nodes take a client that appears at another node for one that has moved, and end its old connection. So
+/// Clustered nodes take a client that appears at another node for one that has moved, and end its old connection. So
 /// there somebody else has to try; no lease is given to him, but a batch oplock might be.
-async fn claim_again(world: &World, arrival: &Arrival, held: &[(u64, CreateRequest)], clustered: bool) {
+async fn claim_again(world: &World, arrival: &Arrival, held: &[(u64, CreateRequest)]) {
     let somebody_else = Client::new(world.credentials.clone());
     for node in [arrival.node, (arrival.node + 1) % world.nodes.len()] {
         let address = world.nodes[node];
-        let client = if clustered && node != arrival.node { &somebody_else } else { &arrival.client };
+        let client = if world.clustered && node != arrival.node { &somebody_else } else { &arrival.client };
         let entered =
             async { client.connect(address).await?.tree_connect(&share_at(address, &arrival.share)).await };
         // A dead node, or one that does not serve the share, gives nothing away.

@@ -277,7 +277,7 @@ pub(super) fn is_gone(refusal: &SmbError) -> bool {
 
 impl Account {
     /// The blow that took an open away which `node` had confirmed at `held_until`.
-    fn blow_to(&self, node: usize, held_until: Instant) -> Option<&Blow> {
+    pub(super) fn blow_to(&self, node: usize, held_until: Instant) -> Option<&Blow> {
         self.blow.as_ref().filter(|blow| blow.victims.contains(&node) && held_until <= blow.at)
     }
 

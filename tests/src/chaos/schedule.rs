@@ -5,10 +5,11 @@
 
 use std::{fmt, ops::Range, time::Duration};
 
+use clap::ValueEnum;
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::SliceRandom};
 
 /// How a node, or a part of it, is hurt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum Death {
     /// SIGKILL of everything on a node that serves clients.
     Node,
@@ -98,19 +99,21 @@ const MEANWHILE: Range<u64> = 0..4000;
 /// Divisible by every number of shares, nodes and clients that is in use.
 const AIMS: usize = 27_720;
 
-/// The rounds of a seed. The first is always the death of a node.
-pub(super) fn schedule(seed: u64, rounds: usize) -> Vec<Round> {
+/// The rounds of a seed. The first is the death of a node, unless there are to be others `only`; none is all.
+pub(super) fn schedule(seed: u64, rounds: usize, only: &[Death]) -> Vec<Round> {
+    let is_wanted = |death| only.is_empty() || only.contains(&death);
     let mut rng = StdRng::seed_from_u64(seed);
     let mut deck = Vec::new();
     let mut schedule = Vec::new();
     for number in 0..rounds {
         if deck.is_empty() {
-            deck = Death::DECK.iter().flat_map(|&(death, times)| [death].repeat(times)).collect();
+            let wanted = Death::DECK.iter().filter(|(death, _)| is_wanted(*death));
+            deck = wanted.flat_map(|&(death, times)| [death].repeat(times)).collect();
             deck.shuffle(&mut rng);
         }
         let drawn = deck.pop().expect("it was just filled");
         schedule.push(Round {
-            death: if number == 0 { Death::Node } else { drawn },
+            death: if number == 0 && is_wanted(Death::Node) { Death::Node } else { drawn },
             aim: rng.random_range(0..AIMS),
             scattered: rng.random_ratio(1, 4),
             after: Duration::from_millis(rng.random_range(AFTER)),
@@ -126,12 +129,20 @@ mod tests {
 
     #[test]
     fn a_seed_gives_one_schedule_and_a_long_one_has_every_death() {
-        let (first, again) = (schedule(7, 60), schedule(7, 60));
+        let (first, again) = (schedule(7, 60, &[]), schedule(7, 60, &[]));
         assert_eq!(format!("{first:?}"), format!("{again:?}"));
-        assert_ne!(format!("{first:?}"), format!("{:?}", schedule(8, 60)));
+        assert_ne!(format!("{first:?}"), format!("{:?}", schedule(8, 60, &[])));
         assert_eq!(first[0].death, Death::Node);
         for (death, _) in Death::DECK {
             assert!(first.iter().any(|round| round.death == death), "{death}");
         }
+    }
+
+    #[test]
+    fn a_schedule_of_some_deaths_has_no_others() {
+        let only = [Death::Pause, Death::Restart];
+        let rounds = schedule(7, 20, &only);
+        assert_eq!(rounds.len(), 20);
+        assert!(rounds.iter().all(|round| only.contains(&round.death)), "{rounds:?}");
     }
 }

@@ -52,6 +52,8 @@ pub(super) struct World {
     pub(super) nodes: Vec<SocketAddr>,
     /// Whether this Samba gives back an open of a file that others have open too.
     pub(super) shared_opens_come_back: bool,
+    /// Whether the nodes are one clustered Samba.
+    pub(super) clustered: bool,
     phase: watch::Sender<Phase>,
     /// The node that the clients of a share try first, as if its address had moved there; by share.
     homes: Mutex<Vec<Option<usize>>>,
@@ -101,6 +103,7 @@ impl World {
         credentials: Credentials,
         nodes: Vec<SocketAddr>,
         shared_opens_come_back: bool,
+        clustered: bool,
         seats: Vec<Seat>,
     ) -> Self {
         Self {
@@ -109,6 +112,7 @@ impl World {
             credentials,
             nodes,
             shared_opens_come_back,
+            clustered,
             phase: watch::Sender::new(Phase::Work),
             homes: Mutex::default(),
             suspect: watch::Sender::new(None),
