@@ -161,7 +161,8 @@ impl LocalDatabases {
     /// Places orphans, so that smbd can give them back to their clients. One result for each, in order.
     ///
     /// Placing one that is placed already changes nothing. What a dead process has left of one is replaced. One that
-    /// fails leaves nothing behind. Once the cluster's databases cannot be used the rest are not tried.
+    /// fails leaves nothing behind. Once the cluster's databases cannot be used the rest are not tried. To place many takes
+    /// time, and those that the cluster does not know any more when it is their turn are not placed.
     pub fn materialise(&mut self, orphans: &[Orphan<'_>]) -> Vec<Result<(), PlaceError>> {
         let mut results = Vec::with_capacity(orphans.len());
         let mut moved = MovedFiles::among(orphans.iter().map(|orphan| orphan.image));
@@ -192,6 +193,9 @@ impl LocalDatabases {
         // Who has died stays dead. Who lived may have died since.
         self.alive.retain(|_, alive| !*alive);
         let (layout, id) = (self.layout, orphan.image.durable_file_id());
+        if !(self.is_known)(id) {
+            return Err(PlaceError::Ended { id });
+        }
         let disconnected_at = NtTime::from(orphan.disconnected_at);
         let (image, stat) =
             self.find_file(orphan.image, moved).map_err(|source| PlaceError::File { id, source })?;
@@ -232,12 +236,11 @@ impl LocalDatabases {
         image: &'a OpenImage,
         moved: &mut MovedFiles,
     ) -> Result<(Cow<'a, OpenImage>, FileStat), StatError> {
-        let cookie = image.cookie();
-        let (path, stat) = FileStat::find(cookie, image.path(), image.open_global().open_time, moved)?;
+        let (path, stat) = FileStat::find(image, moved)?;
         if path == image.path() {
             return Ok((Cow::Borrowed(image), stat));
         }
-        let name_hash = self.libtdb.name_hash(&cookie.service_path, &path);
+        let name_hash = self.libtdb.name_hash(&image.cookie().service_path, &path);
         Ok((Cow::Owned(image.renamed(&path, name_hash)), stat))
     }
 
@@ -275,7 +278,9 @@ impl LocalDatabases {
         let mut files: BTreeMap<FileKey, Vec<&mut Result<(), PlaceError>>> = BTreeMap::new();
         placed.for_each(|(file, result)| files.entry(file).or_default().push(result));
         for (file, mut results) in files {
-            if results.iter().all(|result| result.is_ok())
+            let is_settled =
+                |result: &&mut Result<(), _>| matches!(result, Ok(()) | Err(PlaceError::Ended { .. }));
+            if results.iter().all(is_settled)
                 && let Err(error) = self.lay_ghosts(file)
                 && let Some(result) = results.first_mut()
             {
@@ -614,6 +619,12 @@ pub enum PlaceError {
         "open {id} cannot be given back: its file was opened, locked or changed by somebody in a way that contradicts it"
     )]
     Contradicted {
+        /// The open.
+        id: DurableFileId,
+    },
+    /// It has ended meanwhile: closed for somebody, or its time is up.
+    #[error("open {id} has ended before its records were placed")]
+    Ended {
         /// The open.
         id: DurableFileId,
     },

@@ -13,19 +13,15 @@
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use statedb::FileKey;
 use thiserror::Error;
 
 use crate::dos_attributes;
+use crate::image::OpenImage;
 use crate::moved_files::MovedFiles;
 use crate::records::{CookieStat, DurableCookie, NtTime, UnixNanos};
 use crate::version::Layout;
-
-/// A file that the open itself has made may be younger than the open by as much as a CREATE takes. One that is younger
-/// than that has got the inode of one that was deleted.
-pub const MADE_BY_THE_OPEN_WITHIN: Duration = Duration::from_secs(1);
 
 /// The metadata of a file at one moment.
 #[derive(Clone, Debug)]
@@ -59,29 +55,20 @@ impl FileStat {
         Ok(stat)
     }
 
-    /// Reads the metadata of the file of a durable open that was made at `opened_at`, and says where the file is: under
-    /// `path`, or where it was moved to since.
-    pub(crate) fn find(
-        cookie: &DurableCookie,
-        path: &str,
-        opened_at: NtTime,
-        moved: &mut MovedFiles,
-    ) -> Result<(String, Self), StatError> {
-        let error = match Self::read(cookie, path) {
-            Ok(stat) => return Ok((path.to_owned(), stat)),
+    /// Reads the metadata of the file of a durable open, and says where the file is: under the path by which it is known, or
+    /// where it was moved to since.
+    pub(crate) fn find(image: &OpenImage, moved: &mut MovedFiles) -> Result<(String, Self), StatError> {
+        let cookie = image.cookie();
+        let error = match Self::read(cookie, image.path()) {
+            Ok(stat) => return Ok((image.path().to_owned(), stat)),
             Err(error) if error.is_about_the_name() => error,
             Err(error) => return Err(error),
         };
         let names = moved.names_of(&cookie.service_path, cookie.file.inode).iter();
         let mut found = names.filter_map(|name| Some((name.clone(), Self::read(cookie, name).ok()?)));
-        found.find(|(_, stat)| !stat.may_be_younger_than(opened_at)).ok_or(error)
-    }
-
-    /// Whether the file may have been made after an open that was made at `opened_at`.
-    fn may_be_younger_than(&self, opened_at: NtTime) -> bool {
-        let made_before =
-            self.metadata.created().ok().and_then(|made_at| made_at.checked_sub(MADE_BY_THE_OPEN_WITHIN));
-        made_before.is_none_or(|made_before| NtTime::from(made_before) > opened_at)
+        let is_its_file =
+            |stat: &Self| stat.metadata.created().is_ok_and(|made_at| image.can_be_of_file_made_at(made_at));
+        found.find(|(_, stat)| is_its_file(stat)).ok_or(error)
     }
 
     /// The metadata as smbd keeps them in a cookie; `before` is what the cookie had.

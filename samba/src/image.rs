@@ -27,6 +27,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use frame::{Database, RecordKey};
 use statedb::{
@@ -50,6 +51,9 @@ const FILE_OPENED: u32 = 1;
 
 /// FILE_DELETE_ON_CLOSE among the CreateOptions (MS-SMB2 2.2.13).
 const FILE_DELETE_ON_CLOSE: u32 = 0x1000;
+
+/// How much younger than the open a file may be that the open has made, whatever its times say: a client can set them.
+const MADE_BY_THE_OPEN_WITHIN: Duration = Duration::from_secs(1);
 
 /// The version of the form in which images are stored.
 const FORMAT_VERSION: u16 = 1;
@@ -417,6 +421,20 @@ impl OpenImage {
     #[must_use]
     pub fn path(&self) -> &str {
         self.data.base_name.as_deref().unwrap_or(&self.cookie().base_name)
+    }
+
+    /// Whether the file that it has open can be one that was made at `made_at`. Another file may have got the inode of one
+    /// that was deleted; it is younger than the open.
+    ///
+    /// A CREATE makes the file after it has made the open, and may be held up in between, under CTDB for as long as a recovery
+    /// takes. The times of the file that it has read at its end are not older than the file.
+    #[must_use]
+    pub fn can_be_of_file_made_at(&self, made_at: SystemTime) -> bool {
+        let stat = &self.cookie().stat;
+        let was_there_at = [stat.atime, stat.mtime, stat.ctime].map(NtTime::from);
+        let with_the_open = made_at.checked_sub(MADE_BY_THE_OPEN_WITHIN).map(NtTime::from);
+        with_the_open.is_some_and(|made_at| made_at <= self.open_global.open_time)
+            || was_there_at.iter().any(|was_there_at| NtTime::from(made_at) <= *was_there_at)
     }
 
     /// The facts that the cluster replicates. `share` is the share whose path is the cookie's service path,

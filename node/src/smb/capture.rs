@@ -51,9 +51,6 @@ const NEEDS_MAX: usize = 3;
 /// How many opens of a process that died alone are disconnected at the same time.
 const BEREAVED_AT_A_TIME: usize = 64;
 
-/// How long a process may take to make a change of share modes to which it has the consent. That takes microseconds.
-const PURGED_WITHIN: Duration = Duration::from_millis(200);
-
 /// How long a node that has deleted a file may take to report that its opens are closed. That takes a commit; or a verdict,
 /// if the node dies in between.
 const DELETED_FILE_CLOSED_WITHIN: Duration = Duration::from_secs(5);
@@ -202,6 +199,11 @@ impl Capture {
                 debug!(pid = connection.pid(), reason = %refused, "a change that smbd wanted to make is skipped");
                 Ok(Ok(Some(Reply::Skip)))
             }
+            // A client has asked for what is not its own, or not there any more: nothing that an operator has to see.
+            Err(refused) if refused.tdb_error() == TdbError::NoExist => {
+                debug!(pid = connection.pid(), reason = %refused, "a claim is refused");
+                Ok(Ok(Some(Reply::Refuse { tdb_error: TdbError::NoExist })))
+            }
             Err(refused) => {
                 warn!(pid = connection.pid(), reason = %chain(&refused), "a change that smbd wanted to make is refused");
                 Ok(Ok(Some(Reply::Refuse { tdb_error: refused.tdb_error() })))
@@ -340,7 +342,7 @@ impl Capture {
             return Err(Refused::NotItsOwn(id));
         }
         match (local, process_of(record.holder())) {
-            (Some(local), Some(process)) => self.changed_or_back(local, value, process, connection).await,
+            (Some(local), Some(process)) => self.changed_or_back(local, value, process).await,
             (Some(local), None) => self.disconnected(local, value).await,
             (None, Some(process)) => {
                 let known = self.raft.read(|state| state.open(id).cloned());
@@ -348,11 +350,11 @@ impl Capture {
                     Some(open) if open.connected_through() == Some(self.proposer.owner()) => {
                         // Granted through a sidecar that was restarted before it could say so.
                         let local = LocalOpen::agreed(open.description, Some(process));
-                        self.changed_or_back(local, value, process, connection).await
+                        self.changed_or_back(local, value, process).await
                     }
                     Some(open) => {
                         let local = LocalOpen::agreed(open.description, None);
-                        self.changed_or_back(local, value, process, connection).await
+                        self.changed_or_back(local, value, process).await
                     }
                     None => {
                         let service_path = &cookie.service_path;
@@ -404,16 +406,12 @@ impl Capture {
             return Ok(());
         };
         let image = match self.image_of_new(value, connection).await {
-            Err(Refused::Image(ImageError::NoShareModeEntry { id, .. }))
+            // Its entry or its lease is not there any more, or is just being removed. smbd would find that out next; but until
+            // then a node that has not heard of the end might put them back.
+            Err(Refused::Image(ImageError::NoShareModeEntry { id, .. } | ImageError::NoLease { id, .. }))
                 if self.is_left_behind(id, connection).await? =>
             {
                 debug!(durable_file_id = %id, "a client has come back for an open that somebody has purged");
-                return Ok(());
-            }
-            // The same, and what is left of it is just being removed.
-            Err(Refused::Image(ImageError::NoLease { id, .. }))
-                if self.is_left_behind(id, connection).await? =>
-            {
                 return Err(Refused::Rejected(Outcome::Rejected(Rejection::OpenNotFound(id))));
             }
             image => image?,
@@ -502,13 +500,7 @@ impl Capture {
     }
 
     /// An open of ours, or an orphan, is stored with a process: changed, or reclaimed by its client.
-    async fn changed_or_back(
-        &self,
-        local: LocalOpen,
-        value: &[u8],
-        process: u32,
-        connection: &mut Connection,
-    ) -> Result<(), Refused> {
+    async fn changed_or_back(&self, local: LocalOpen, value: &[u8], process: u32) -> Result<(), Refused> {
         let id = local.description.durable_file_id;
         let is_back = local.process.is_none();
         let local = LocalOpen { process: Some(process), ..local };
@@ -523,15 +515,12 @@ impl Capture {
                 // Asked again after a restart of this sidecar: the first answer got lost, not the decision.
                 Outcome::Rejected(Rejection::OpenConnected { owner, .. })
                     if owner == self.proposer.owner() => {}
-                Outcome::Rejected(Rejection::OpenNotFound(_))
-                    if self.is_purged(&local, connection).await? =>
-                {
-                    debug!(durable_file_id = %id, "an open was given up in the moment in which its client has come back");
-                    self.opens().remove(id);
-                    // smbd looks at the share modes next, and tells its client by itself.
-                    return Ok(());
+                outcome => {
+                    if matches!(outcome, Outcome::Rejected(Rejection::OpenNotFound(_))) {
+                        self.opens().remove(id);
+                    }
+                    return Err(Refused::Rejected(outcome));
                 }
-                outcome => return Err(Refused::Rejected(outcome)),
             }
         }
         let local = if is_back && !self.settings.is_clustered() {
@@ -544,24 +533,6 @@ impl Capture {
         };
         self.opens().insert(local);
         Ok(())
-    }
-
-    /// Whether the share modes do not have an open any more that is gone. The cluster hears first that it is given up for
-    /// somebody, so that may take a moment.
-    async fn is_purged(&self, local: &LocalOpen, connection: &mut Connection) -> Result<bool, Refused> {
-        if self.settings.is_clustered() {
-            // What is on this node may be older than what another one has.
-            return Ok(false);
-        }
-        let deadline = Instant::now() + PURGED_WITHIN;
-        let image = OpenImage::decode_for(self.settings.layout, &local.description.image)?;
-        while self.share_modes_of(image.file(), connection).await?.has_disconnected(image.durable_file_id()) {
-            if Instant::now() >= deadline {
-                return Ok(false);
-            }
-            sleep(LOOK_AGAIN_AFTER).await;
-        }
-        Ok(true)
     }
 
     /// Reports what `change` makes of an open, again if another node was faster. Returns what the open is then.

@@ -21,8 +21,6 @@ use rustix::fs::{
 use rustix::io::Errno;
 use samba::OpenImage;
 use samba::databases::LocalDatabases;
-use samba::file_stat::MADE_BY_THE_OPEN_WITHIN;
-use samba::records::NtTime;
 use statedb::{DeletePending, FileKey};
 use tracing::{debug, error, info};
 
@@ -125,9 +123,8 @@ fn unlink(image: &OpenImage, path: &str) -> rustix::io::Result<Unlinked> {
     let is_same =
         rustix::fs::makedev(found.stx_dev_major, found.stx_dev_minor) == device && found.stx_ino == inode;
     let made_at = Duration::from_secs(u64::try_from(found.stx_btime.tv_sec).unwrap_or_default());
-    let made_after = SystemTime::UNIX_EPOCH + made_at.saturating_sub(MADE_BY_THE_OPEN_WITHIN);
     let is_younger = found.stx_mask & StatxFlags::BTIME.bits() != 0
-        && NtTime::from(made_after) > image.open_global().open_time;
+        && !image.can_be_of_file_made_at(SystemTime::UNIX_EPOCH + made_at);
     if !is_file || !is_same || is_younger {
         return Ok(Unlinked::NotThere);
     }

@@ -582,6 +582,10 @@ impl Reconciler {
                 }
             }
         }
+        // Its client may have come back meanwhile, to another node.
+        if done.placed.iter().any(|(_, _, placed)| matches!(placed, Placed::Never(_))) {
+            let _ = self.catch_up().await;
+        }
         let mut again = BTreeMap::new();
         for (id, file, placed) in done.placed {
             match placed {
@@ -595,6 +599,13 @@ impl Reconciler {
                     if self.reports.contradicted.try_send(id).is_err() {
                         again.extend(shares.get_key_value(&id).map(|(id, share)| (*id, share.clone())));
                     }
+                }
+                Placed::Ended => {
+                    self.complained_of.remove(&id);
+                    debug!(durable_file_id = %id, "an orphan has ended before it was in place");
+                }
+                Placed::Never(why) if !self.is_orphan(id) => {
+                    debug!(durable_file_id = %id, error = why, "an orphan has been claimed before it was in place");
                 }
                 // It stays with the cluster until its time is up; this node cannot give it back.
                 Placed::Never(why) => {
@@ -613,6 +624,11 @@ impl Reconciler {
 }
 
 impl Reconciler {
+    fn is_orphan(&self, id: DurableFileId) -> bool {
+        let state = self.raft.read(|state| state.open(id).map(|open| open.state));
+        matches!(state, Some(OpenState::Disconnected { keeper: None, .. }))
+    }
+
     /// Waits until this node has applied all that was committed by now; false if that takes too long.
     async fn catch_up(&self) -> bool {
         let (has_caught_up, caught_up) = oneshot::channel();
@@ -676,6 +692,8 @@ enum Placed {
     Never(String),
     /// Somebody has the file whom the orphan would have kept out, or been broken for.
     Contradicted,
+    /// It was closed since it was planned to place it.
+    Ended,
 }
 
 fn place_all(
@@ -699,6 +717,7 @@ fn place_all(
         let what = match result {
             Ok(()) => Placed::Here,
             Err(PlaceError::Contradicted { .. }) => Placed::Contradicted,
+            Err(PlaceError::Ended { .. }) => Placed::Ended,
             Err(error) if is_final(&error, image) => Placed::Never(chain(&error).to_string()),
             Err(error) => Placed::NotYet(chain(&error).to_string()),
         };

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use frame::frame::{MAX_FRAME, PROTOCOL};
-use frame::{Database, Record, Reply, Request, TdbError};
+use frame::{Database, Record, RecordKey, Reply, Request, TdbError};
 
 use crate::sidecar::{Sidecar, Site, assert_says, is_root};
 use crate::smbd::{Smbd, encoded, hello};
@@ -142,6 +142,49 @@ fn records_that_cannot_be_understood_are_refused() {
         }
     }
     assert_serves(&mut sidecar, &site);
+}
+
+/// A survivor might just be putting back what `smbd` has purged, and `smbd` would find it: what it is told must not depend
+/// on that.
+#[test]
+fn a_claim_of_an_open_that_somebody_has_purged_is_refused() {
+    let Some(site) = Site::with_scripted_samba() else { return };
+    let mut sidecar = site.start();
+    let mut smbd = Smbd::welcome(&site.run_dir);
+    assert_eq!(smbd.tree_connect("data").expect("an answer"), Some(Reply::Proceed));
+
+    let claimed = open_global(include_str!("../../../samba/testdata/v4_17/rwh_v2_locks_reclaimed.txt"));
+    let away = open_global(include_str!("../../../samba/testdata/v4_17/rwh_v2_locks_disconnected.txt"));
+    assert_eq!(claimed.key, away.key, "one open");
+    let mut reply = smbd.ask(&Request::Store {
+        database: Database::OpenGlobal,
+        key: claimed.key,
+        value: claimed.value.expect("it is there"),
+    });
+    let mut asked_for = Vec::new();
+    while let Ok(Some(Reply::Need { keys })) = reply {
+        let records = keys.into_iter().map(|RecordKey { database, key }| {
+            asked_for.push(database);
+            // All that is left of it.
+            let value = away.value.clone().filter(|_| database == Database::OpenGlobal);
+            Record { database, key, value }
+        });
+        reply = smbd.give(records.collect());
+    }
+    assert_eq!(reply.expect("an answer"), Some(Reply::Refuse { tdb_error: TdbError::NoExist }));
+    assert!(asked_for.contains(&Database::Locking), "refused without a look: {asked_for:?}");
+    assert_serves(&mut sidecar, &site);
+}
+
+/// An open's own record, as a real `smbd` has stored it.
+fn open_global(situation: &str) -> Record {
+    let unhex = |text: &str| {
+        let digits = text.as_bytes().chunks(2).map(|pair| str::from_utf8(pair).expect("hexadecimal"));
+        digits.map(|pair| u8::from_str_radix(pair, 16).expect("hexadecimal")).collect::<Vec<_>>()
+    };
+    let line = situation.lines().find_map(|line| line.strip_prefix("smbXsrv_open_global.tdb "));
+    let (key, value) = line.and_then(|line| line.split_once(' ')).expect("a key and a value");
+    Record { database: Database::OpenGlobal, key: unhex(key), value: Some(unhex(value)) }
 }
 
 #[test]

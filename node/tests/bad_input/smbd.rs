@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use frame::{Database, FrameBuffer, Reply, Request};
+use frame::{Database, FrameBuffer, Record, Reply, Request};
 use samba::Layout;
 use samba::records::{NtTime, ServerId, TconGlobal};
 
@@ -63,6 +63,12 @@ impl Smbd {
     pub(crate) fn ask(&mut self, request: &Request) -> io::Result<Option<Reply>> {
         self.request_id += 1;
         self.send(&encoded(request, self.request_id))?;
+        self.reply()
+    }
+
+    /// Gives the records that are needed for an answer to the last request.
+    pub(crate) fn give(&mut self, records: Vec<Record>) -> io::Result<Option<Reply>> {
+        self.send(&encoded(&Request::Records { records }, self.request_id))?;
         self.reply()
     }
 

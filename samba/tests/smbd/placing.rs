@@ -1,8 +1,9 @@
 //! Orphans in the databases of a running smbd.
 
 use std::fs;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use samba::databases::LocalDatabases;
 use samba::materialise::Removed;
 use samba::records::{
     BrlockEntry, Holder, LeaseRecord, LockingRecord, NtTime, OpenGlobal, ServerId, ShareModes, file_key,
@@ -209,6 +210,29 @@ fn names_are_hashed_as_smbd_hashes_them() {
     }
 }
 
+/// Between the plan to place it and its turn somebody has wanted its file.
+#[test]
+fn orphan_that_has_ended_meanwhile_is_not_placed() {
+    let Some(samba) = Samba::of_the_machine() else { return };
+    let smbd = Smbd::start(&samba, "127.0.41.11");
+    for name in ["ended.docx", "report.docx"] {
+        fs::write(smbd.share().join(name), "text").unwrap();
+    }
+    let ended = image_of(samba.layout, "rwh_v1", &smbd.share(), "ended.docx");
+    let image = image_of(samba.layout, "rwh_v2_locks", &smbd.share(), "report.docx");
+    let id = ended.durable_file_id();
+    assert_ne!(id, image.durable_file_id());
+
+    let knowing = |databases: LocalDatabases| databases.knowing(move |known| known != id, |_| true);
+    let results = knowing(smbd.databases()).materialise(&[orphan(&ended), orphan(&image)]);
+    assert!(matches!(results[0], Err(PlaceError::Ended { id: of }) if of == id), "{results:?}");
+    assert!(results[1].is_ok(), "the other one is none the worse for it: {results:?}");
+    assert_eq!(smbd.databases().open_global(id).unwrap(), None);
+    for (database, key) in shared_keys(&ended) {
+        assert_eq!(smbd.record(database, &key), None, "{database}");
+    }
+}
+
 /// A file that is younger than the open has got the inode of the file that was opened.
 #[test]
 fn younger_file_with_the_inode_of_the_opened_one_is_refused() {
@@ -220,6 +244,28 @@ fn younger_file_with_the_inode_of_the_opened_one_is_refused() {
         fs::rename(smbd.share().join("report.docx"), smbd.share().join("renamed.docx")).unwrap();
         let error = place(&smbd, &image).unwrap_err();
         assert!(matches!(error, PlaceError::File { .. }), "{error}");
+    }
+}
+
+/// A recovery of CTDB takes half a minute, and a CREATE that falls into it makes its file afterwards.
+#[test]
+fn file_that_a_slow_create_has_made_is_that_of_the_open() {
+    for samba in Samba::all() {
+        let smbd = Smbd::start(&samba, "127.0.41.12");
+        fs::write(smbd.share().join("report.docx"), "text").unwrap();
+        let made_at = fs::metadata(smbd.share().join("report.docx")).unwrap().created().unwrap();
+        let mut image = image_of(samba.layout, "rwh_v2_locks", &smbd.share(), "report.docx");
+        assert!(!image.can_be_of_file_made_at(made_at), "the test data are older");
+        let mut open = image.open_global().clone();
+        open.open_time = NtTime::from(made_at - Duration::from_secs(30));
+        open.backend_cookie.as_mut().unwrap().stat.mtime =
+            NtTime::from(made_at + Duration::from_millis(1)).into();
+        image.update_open_global(&open.encode(image.layout())).unwrap();
+        assert!(image.can_be_of_file_made_at(made_at));
+        assert!(!image.can_be_of_file_made_at(made_at + Duration::from_secs(2)), "a younger one is another");
+
+        fs::rename(smbd.share().join("report.docx"), smbd.share().join("renamed.docx")).unwrap();
+        place(&smbd, &image).unwrap();
     }
 }
 
