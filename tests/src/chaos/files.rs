@@ -1,6 +1,12 @@
 //! What should be on the disk.
 
-use std::{collections::BTreeMap, fs, io, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs::{self, OpenOptions},
+    io::{self, Read},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+};
 
 use super::oracle::{Breach, History, Oracle};
 
@@ -26,13 +32,22 @@ pub(super) enum Presence {
     MustNot,
 }
 
+/// Reads a file, and leaves no trace of that: smbd gives no open back whose file has another access time than when its client
+/// was lost.
+fn contents_of(path: &Path) -> io::Result<Vec<u8>> {
+    let mut contents = Vec::new();
+    let mut file = OpenOptions::new().read(true).custom_flags(libc::O_NOATIME).open(path)?;
+    file.read_to_end(&mut contents)?;
+    Ok(contents)
+}
+
 /// Compares the share with what the clients know, and takes down every difference. Returns whether a file is still
 /// there that is to go: then it may be worth to look again.
 pub(super) fn check(share: &Path, known: &[KnownFile], oracle: &Oracle, last_look: bool) -> io::Result<bool> {
     let mut found: BTreeMap<String, Vec<u8>> = BTreeMap::new();
     for entry in fs::read_dir(share)? {
         let entry = entry?;
-        match fs::read(entry.path()) {
+        match contents_of(&entry.path()) {
             Ok(contents) => drop(found.insert(entry.file_name().to_string_lossy().into_owned(), contents)),
             // Deleted since the directory was read.
             Err(err) if err.kind() == io::ErrorKind::NotFound => {}
