@@ -588,6 +588,7 @@ impl Reconciler {
         }
         let mut again = BTreeMap::new();
         for (id, file, placed) in done.placed {
+            let of_its_share = || shares.get(&id).map(|share| (id, share.clone()));
             match placed {
                 Placed::Here => {
                     self.complained_of.remove(&id);
@@ -597,7 +598,7 @@ impl Reconciler {
                 Placed::Contradicted => {
                     warn!(durable_file_id = %id, "somebody has come to the file of an orphan before it was in place, and contradicts it");
                     if self.reports.contradicted.try_send(id).is_err() {
-                        again.extend(shares.get_key_value(&id).map(|(id, share)| (*id, share.clone())));
+                        again.extend(of_its_share());
                     }
                 }
                 Placed::Ended => {
@@ -615,7 +616,10 @@ impl Reconciler {
                     if self.complained_of.insert(id) {
                         warn!(durable_file_id = %id, error = why, "an orphan cannot be placed yet, trying again");
                     }
-                    again.extend(shares.get_key_value(&id).map(|(id, share)| (*id, share.clone())));
+                    again.extend(of_its_share());
+                }
+                Placed::NotTried => {
+                    again.extend(of_its_share());
                 }
             }
         }
@@ -694,6 +698,8 @@ enum Placed {
     Contradicted,
     /// It was closed since it was planned to place it.
     Ended,
+    /// The databases could not be used for one before it, and that one says why.
+    NotTried,
 }
 
 fn place_all(
@@ -718,6 +724,7 @@ fn place_all(
             Ok(()) => Placed::Here,
             Err(PlaceError::Contradicted { .. }) => Placed::Contradicted,
             Err(PlaceError::Ended { .. }) => Placed::Ended,
+            Err(PlaceError::NotTried) => Placed::NotTried,
             Err(error) if is_final(&error, image) => Placed::Never(chain(&error).to_string()),
             Err(error) => Placed::NotYet(chain(&error).to_string()),
         };
