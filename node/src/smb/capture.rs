@@ -261,9 +261,9 @@ impl Capture {
         process.is_some_and(|process| process.is_none_or(|process| !is_doomed(process)))
     }
 
-    /// The processes that serve opens of a share.
+    /// The processes that serve opens of a share, or of any.
     #[must_use]
-    pub fn processes_of(&self, share: &ShareName) -> Vec<u32> {
+    pub fn processes_of(&self, share: Option<&ShareName>) -> Vec<u32> {
         let mut processes = self.opens().processes_of(share);
         processes.retain(|process| *process != UNKNOWN_PROCESS);
         processes

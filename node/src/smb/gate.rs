@@ -134,7 +134,7 @@ impl Gate {
 
     async fn orphans_are_placed(&self, share: &ShareName, index: u64, knocked_at: Instant) -> bool {
         let left = HELD_AT_MOST.saturating_sub(knocked_at.elapsed());
-        let placed = timeout(left, self.reconciled.through(share, index)).await.is_ok();
+        let placed = timeout(left, self.reconciled.through(Some(share), index)).await.is_ok();
         if !placed {
             warn!(%share, "a tree connect is refused: the orphans of the share are not in place yet; see the errors above");
         }

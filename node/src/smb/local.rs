@@ -60,11 +60,11 @@ impl LocalOpens {
         self.by_process.get(&process).into_iter().flatten().copied().collect()
     }
 
-    /// The processes that serve opens of a share.
+    /// The processes that serve opens of a share, or of any.
     #[must_use]
-    pub fn processes_of(&self, share: &ShareName) -> Vec<u32> {
-        let is_of_share =
-            |id| self.by_id.get(id).is_some_and(|open: &LocalOpen| open.description.share == *share);
+    pub fn processes_of(&self, share: Option<&ShareName>) -> Vec<u32> {
+        let is_meant = |open: &LocalOpen| share.is_none_or(|share| open.description.share == *share);
+        let is_of_share = |id| self.by_id.get(id).is_some_and(is_meant);
         let serving = self.by_process.iter().filter(|(_, ids)| ids.iter().any(is_of_share));
         serving.map(|(process, _)| *process).collect()
     }

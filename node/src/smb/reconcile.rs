@@ -106,15 +106,15 @@ pub struct Found {
 pub struct Reconciled(watch::Receiver<Progress>);
 
 impl Reconciled {
-    /// Resolves when the orphans of a share are in place as the entry at `index` left them, and its files deleted that
-    /// should not be there any more. Never, if that cannot be done: the caller bounds the wait.
-    pub async fn through(&self, share: &ShareName, index: u64) {
+    /// Resolves when the orphans of a share, or of all, are in place as the entry at `index` left them, and its files deleted
+    /// that should not be there any more. Never, if that cannot be done: the caller bounds the wait.
+    pub async fn through(&self, share: Option<&ShareName>, index: u64) {
         let mut progress = self.0.clone();
+        let is_meant = |of: &ShareName| share.is_none_or(|share| share == of);
         let reached = progress.wait_for(|progress| {
-            let is_behind = || progress.behind.values().any(|behind| behind == share);
             progress.index.is_some_and(|done| done >= index)
-                && !is_behind()
-                && !progress.deleting.contains(share)
+                && !progress.behind.values().any(is_meant)
+                && !progress.deleting.iter().any(is_meant)
         });
         if reached.await.is_err() {
             // The reconciler has ended with this process; what waits here ends too, with its bound.

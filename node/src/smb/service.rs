@@ -53,6 +53,10 @@ const DEATH_SETTLES_WITHIN: Duration = Duration::from_secs(1);
 /// their clients in good order. Meanwhile nobody can connect to this node, nor to another one for its shares.
 const CHILDREN_FOLLOW_WITHIN: Duration = Duration::from_secs(5);
 
+/// How long a tree connect waits under CTDB while its record is locked, after it has waited without the lock. CTDB does not
+/// recover, and so nothing is put in place, while there is always somebody who holds a lock.
+const SETTLED_UNDER_LOCK_WITHIN: Duration = Duration::from_millis(500);
+
 /// How often a process that is about to end is looked at while somebody waits for what it leaves.
 const LOOK_AT_THE_DYING_EVERY: Duration = Duration::from_millis(2);
 
@@ -399,6 +403,10 @@ impl SmbService {
                 }
                 Question::Knock => {
                     self.lookout.deletions_are_made().await;
+                    if self.settings.is_clustered() {
+                        // Which share this is about is not known yet. Who would still have to wait is refused when it is.
+                        let _ = incarnation.bereavements_settled(None, HELD_AT_MOST).await;
+                    }
                     connection.reply(&Reply::Proceed).await?;
                     continue;
                 }
@@ -645,9 +653,9 @@ impl Incarnation {
         }
     }
 
-    /// Waits until what processes have left behind that died alone is where their clients find it; false if that
-    /// takes too long. A client that is back before its process is buried waits here.
-    async fn bereavements_settled(&self, share: &ShareName) -> bool {
+    /// Waits until what processes have left behind that died alone is where their clients find it, in a share or in all;
+    /// false if that takes too long. A client that is back before its process is buried waits here.
+    async fn bereavements_settled(&self, share: Option<&ShareName>, within: Duration) -> bool {
         let settled = async {
             // The sender lives in `self`, so the wait cannot end with an error.
             let _ = self.is_known.subscribe().wait_for(|is_known| *is_known).await;
@@ -656,7 +664,7 @@ impl Incarnation {
             }
             self.reconciled.through(share, self.capture.bereaved_at()).await;
         };
-        tokio::time::timeout(HELD_AT_MOST, settled).await.is_ok()
+        tokio::time::timeout(within, settled).await.is_ok()
     }
 
     /// What a process is told about a change that it wants to make; `None` if it has given the change up itself.
@@ -699,7 +707,8 @@ impl Incarnation {
         if share.as_str().is_empty() || settings.unprotected.contains(&share) {
             return Ok(Reply::Proceed);
         }
-        if !self.bereavements_settled(&share).await {
+        let within = if settings.is_clustered() { SETTLED_UNDER_LOCK_WITHIN } else { HELD_AT_MOST };
+        if !self.bereavements_settled(Some(&share), within).await {
             warn!(%share, pid, "a tree connect is refused: opens of a process that has died are not in place yet; see the errors above");
             return Ok(Reply::Refuse { tdb_error: TdbError::Io });
         }
