@@ -354,13 +354,15 @@ impl LocalDatabases {
     /// whose locks this node knows. smbd itself never does, and refuses oplocks, locks and reconnects beside them, also in the
     /// next file that gets the inode.
     ///
-    /// A record that cannot be read stays, and keeps nothing from being done with the others; it is the error then.
+    /// A record that cannot be read or locked stays, and keeps nothing from being done with the others; it is the error then.
+    /// One that trying again can help comes before one that is damaged.
     pub fn remove_locks_of_the_dead(&mut self) -> Result<(), PlaceError> {
         self.alive.retain(|_, alive| !*alive);
         let mut all = Ok(());
         for record in self.store.records(Table::Brlock)? {
             match self.remove_locks_of_the_dead_from(&record) {
                 Err(error @ PlaceError::Record(_)) => all = all.and(Err(error)),
+                Err(PlaceError::Store(error)) if error.is_about_one_record() => all = Err(error.into()),
                 done => done?,
             }
         }

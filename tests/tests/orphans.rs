@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use frame::Database;
 use harness::{
     cluster::{Cluster, ClusterOptions},
     samba::{SambaTools, samba_or_skip},
@@ -12,6 +13,7 @@ use harness::{
     },
     workload::reclaim,
 };
+use samba::tdb::{ChangeCount, Tdb, TdbFile};
 use statedb::{OpenState, Timestamp};
 
 /// The program that can be `holdfast`.
@@ -153,6 +155,41 @@ async fn an_orphan_lives_until_its_time_is_up_and_not_longer() {
     // Nothing of the other is left in the way.
     let alone = CreateRequest { share_access: ShareAccess::NONE, ..CreateRequest::new("too late") };
     share.create(alone).await.unwrap();
+}
+
+/// When a record is locked for longer than the sidecar waits, it is removed as soon as it can be, whether or not anything else
+/// happens.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_orphan_whose_record_is_locked_at_its_time_goes_when_that_is_not_any_more() {
+    const COMPLAINT: &str = "cannot be removed yet, trying again";
+    let Some(tools) = samba_or_skip() else { return };
+    let mut cluster = cluster(tools).await;
+    let owner = Client::new(cluster.credentials());
+    let (_session, share) = cluster.connect(&owner, 0).await.unwrap();
+    open_for(&share, "file", Duration::from_secs(4)).await;
+    cluster.kill(0).unwrap();
+    until_logged(&cluster, 1, "waits for its client here").await;
+    let path = cluster.smbd(1).lock_dir().join(Database::OpenGlobal.file_name());
+    let mut opens = TdbFile::open(&Tdb::load().unwrap(), &path, ChangeCount::None).unwrap();
+    let key = opens.records().unwrap().remove(0).key;
+
+    let locked = opens.lock_chain(&key, FOUND_DEAD_WITHIN).unwrap();
+    until_logged(&cluster, 1, COMPLAINT).await;
+    drop(locked);
+
+    let asked_at = Instant::now();
+    while opens.fetch(&key).unwrap().is_some() {
+        assert!(asked_at.elapsed() < AT_ONCE, "it stays");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+async fn until_logged(cluster: &Cluster, node: usize, what: &str) {
+    let asked_at = Instant::now();
+    while !cluster.sidecar_log(node).contains(what) {
+        assert!(asked_at.elapsed() < FOUND_DEAD_WITHIN, "it is not logged: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 /// The time counts from the loss of the client, even if its node dies after that.

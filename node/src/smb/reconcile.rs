@@ -167,10 +167,10 @@ pub struct Reconciler {
     heard: Option<u64>,
     /// The incarnations that are up; looked at under ctdb only.
     up: BTreeSet<Owner>,
-    /// Orphans that could not be placed and were said so once; it is tried many times a second.
+    /// Orphans that could not be placed or removed, which was said once; it is tried many times a second.
     complained_of: BTreeSet<DurableFileId>,
-    /// Whether processes may have left byte-range locks that nobody else removes.
-    has_dead_locks: bool,
+    /// Byte-range locks of dead processes, which nobody else removes.
+    dead_locks: DeadLocks,
     /// Files that were seen to, of which the cluster does not know that yet.
     settled: BTreeSet<FileKey>,
     /// Files that are to be deleted when somebody has closed them.
@@ -212,7 +212,7 @@ impl Reconciler {
             heard: None,
             up: BTreeSet::new(),
             complained_of: BTreeSet::new(),
-            has_dead_locks: false,
+            dead_locks: DeadLocks::None,
             settled: BTreeSet::new(),
             in_use: BTreeSet::new(),
         }
@@ -246,7 +246,7 @@ impl Reconciler {
                 self.settled.clear();
                 self.has_looked = false;
                 // Somebody may have died while there was no sidecar.
-                self.has_dead_locks = true;
+                self.dead_locks = DeadLocks::MayBe;
                 // Nobody passes the gate before the new databases have been looked at.
                 self.progress.send_replace(Progress::default());
                 changed = None;
@@ -258,14 +258,15 @@ impl Reconciler {
                 }
             }
             let left = self.reconcile(changed.take()).await;
+            let is_to_be_tried_again = left.is_anything();
             let retry = async {
-                if left.unplaced.is_empty() && !left.undeleted {
-                    std::future::pending().await
-                } else {
+                if is_to_be_tried_again {
                     tokio::time::sleep(RETRY_AFTER).await;
+                } else {
+                    std::future::pending().await
                 }
             };
-            changed = Some(left.unplaced.clone());
+            changed = Some(left.opens);
             tokio::select! {
                 heard = news.recv() => {
                     if matches!(heard, Err(RecvError::Closed)) {
@@ -282,7 +283,7 @@ impl Reconciler {
                     }
                 }
                 changed = incarnation.changed() => if changed.is_err() { return },
-                () = left_behind.any_locks_left() => self.has_dead_locks = true,
+                () = left_behind.any_locks_left() => self.dead_locks = DeadLocks::MayBe,
                 () = retry => {}
                 () = stop.cancelled() => return,
             }
@@ -372,41 +373,46 @@ impl Reconciler {
     /// One pass. Returns what should be tried again.
     async fn reconcile(&mut self, changed: Option<BTreeSet<DurableFileId>>) -> Left {
         let mut plan = self.plan(changed);
-        let mut behind = BTreeMap::new();
-        if !plan.place.is_empty() || !plan.remove.is_empty() {
-            behind = self.execute(std::mem::take(&mut plan.place), std::mem::take(&mut plan.remove)).await;
-        }
+        let Behind { unplaced, unremoved } = if plan.place.is_empty() && plan.remove.is_empty() {
+            Behind::default()
+        } else {
+            self.execute(std::mem::take(&mut plan.place), std::mem::take(&mut plan.remove)).await
+        };
         self.delete(&plan.delete).await;
         let is_left = |file| !self.settled.contains(file);
-        let left = Left {
-            unplaced: behind.keys().copied().collect(),
-            undeleted: plan.delete.iter().any(|(file, _)| is_left(file)),
-        };
+        let files = plan.delete.iter().any(|(file, _)| is_left(file));
         // Whoever has such a file open need not fear that somebody else comes to it.
         let deleting = plan.delete.iter().filter(|(file, _)| !self.in_use.contains(file));
         let deleting = deleting.map(|(_, pending)| pending.share.clone()).collect();
-        self.progress.send_replace(Progress { index: plan.index, behind, deleting });
+        let opens = unplaced.keys().copied().chain(unremoved).collect();
+        self.progress.send_replace(Progress { index: plan.index, behind: unplaced, deleting });
         // Nobody waits for this.
-        if self.has_dead_locks && self.incarnation.is_some() {
-            self.remove_dead_locks().await;
+        if self.dead_locks != DeadLocks::None && self.incarnation.is_some() {
+            self.dead_locks = self.remove_dead_locks().await;
         }
-        left
+        let dead_locks = self.dead_locks != DeadLocks::None && self.incarnation.is_some();
+        Left { opens, files, dead_locks }
     }
 
-    /// Removes what processes have left of byte-range locks that died. It is tried again with the next change if the
-    /// databases cannot be used yet.
-    async fn remove_dead_locks(&mut self) {
+    /// Removes what processes have left of byte-range locks that died. Returns what may still be there.
+    async fn remove_dead_locks(&mut self) -> DeadLocks {
         // Of an open that this node has not heard of yet a lock is not left over.
         if self.settings.is_clustered() && !self.catch_up().await {
-            return;
+            return self.dead_locks;
         }
         match self.on_databases(LocalDatabases::remove_locks_of_the_dead).await {
-            None => {}
-            Some(done) => {
-                self.has_dead_locks = false;
-                if let Err(error) = done {
-                    warn!(error = %chain(&error), "byte-range locks of processes that have died may stay, and cost others their oplocks");
+            None => self.dead_locks,
+            Some(Ok(())) => DeadLocks::None,
+            // It is the same the next time.
+            Some(Err(error @ PlaceError::Record(_))) => {
+                warn!(error = %chain(&error), "byte-range locks of processes that have died may stay, and cost others their oplocks");
+                DeadLocks::None
+            }
+            Some(Err(error)) => {
+                if self.dead_locks != DeadLocks::Stubborn {
+                    warn!(error = %chain(&error), "byte-range locks of processes that have died cannot be removed yet, trying again");
                 }
+                DeadLocks::Stubborn
             }
         }
     }
@@ -492,7 +498,7 @@ impl Reconciler {
         if before.is_subset(&self.up) {
             return false;
         }
-        self.has_dead_locks = true;
+        self.dead_locks = DeadLocks::MayBe;
         // Still to be removed when their time is up, and placed again before.
         let placed = self.held.values_mut().filter(|held| held.how == How::Orphan);
         placed.for_each(|held| held.how = How::Disconnected);
@@ -556,29 +562,41 @@ impl Reconciler {
         }
     }
 
-    /// Carries a plan out, on a thread that may block. Returns the orphans to try again, with their shares.
+    /// Carries a plan out, on a thread that may block.
     async fn execute(
         &mut self,
         place: Vec<OpenDescription>,
         remove: Vec<(DurableFileId, FileKey)>,
-    ) -> BTreeMap<DurableFileId, ShareName> {
+    ) -> Behind {
         let shares: BTreeMap<_, _> =
             place.iter().map(|open| (open.durable_file_id, open.share.clone())).collect();
+        let to_remove = remove.iter().map(|(id, _)| *id).collect();
         // What this node does not know of counts as something that has ended.
         if self.settings.is_clustered() && !place.is_empty() && !self.catch_up().await {
-            return shares;
+            return Behind { unplaced: shares, unremoved: to_remove };
         }
         let done = self.on_databases(move |databases| {
             let removed =
                 remove.into_iter().map(|(id, file)| (id, databases.remove(id, file).map(drop))).collect();
             Done { removed, placed: place_all(databases, &place) }
         });
-        let Some(done) = done.await else { return shares };
+        let Some(done) = done.await else { return Behind { unplaced: shares, unremoved: to_remove } };
+        let mut unremoved = BTreeSet::new();
         for (id, removed) in done.removed {
             match removed {
-                Ok(()) => drop(self.held.remove(&id)),
+                Ok(()) => {
+                    self.complained_of.remove(&id);
+                    self.held.remove(&id);
+                }
+                // It is the same the next time.
+                Err(error @ (PlaceError::Record(_) | PlaceError::Materialise(_))) => {
+                    error!(durable_file_id = %id, error = %chain(&error), "an orphan's records cannot be removed");
+                }
                 Err(error) => {
-                    warn!(durable_file_id = %id, error = %chain(&error), "an orphan's records cannot be removed")
+                    if self.complained_of.insert(id) {
+                        warn!(durable_file_id = %id, error = %chain(&error), "an orphan's records cannot be removed yet, trying again");
+                    }
+                    unremoved.insert(id);
                 }
             }
         }
@@ -586,7 +604,7 @@ impl Reconciler {
         if done.placed.iter().any(|(_, _, placed)| matches!(placed, Placed::Never(_))) {
             let _ = self.catch_up().await;
         }
-        let mut again = BTreeMap::new();
+        let mut unplaced = BTreeMap::new();
         for (id, file, placed) in done.placed {
             let of_its_share = || shares.get(&id).map(|share| (id, share.clone()));
             match placed {
@@ -598,7 +616,7 @@ impl Reconciler {
                 Placed::Contradicted => {
                     warn!(durable_file_id = %id, "somebody has come to the file of an orphan before it was in place, and contradicts it");
                     if self.reports.contradicted.try_send(id).is_err() {
-                        again.extend(of_its_share());
+                        unplaced.extend(of_its_share());
                     }
                 }
                 Placed::Ended => {
@@ -616,14 +634,14 @@ impl Reconciler {
                     if self.complained_of.insert(id) {
                         warn!(durable_file_id = %id, error = why, "an orphan cannot be placed yet, trying again");
                     }
-                    again.extend(of_its_share());
+                    unplaced.extend(of_its_share());
                 }
                 Placed::NotTried => {
-                    again.extend(of_its_share());
+                    unplaced.extend(of_its_share());
                 }
             }
         }
-        again
+        Behind { unplaced, unremoved }
     }
 }
 
@@ -678,9 +696,36 @@ impl Reconciler {
 
 /// What a pass could not do.
 struct Left {
-    unplaced: BTreeSet<DurableFileId>,
+    /// The opens whose records are not as they should be.
+    opens: BTreeSet<DurableFileId>,
     /// Whether a file is still to be deleted.
-    undeleted: bool,
+    files: bool,
+    /// Whether byte-range locks of dead processes may still be there.
+    dead_locks: bool,
+}
+
+impl Left {
+    fn is_anything(&self) -> bool {
+        !self.opens.is_empty() || self.files || self.dead_locks
+    }
+}
+
+/// What of a plan could not be carried out.
+#[derive(Default)]
+struct Behind {
+    /// Orphans that are not in place yet, with their shares.
+    unplaced: BTreeMap<DurableFileId, ShareName>,
+    /// Those whose records are still there.
+    unremoved: BTreeSet<DurableFileId>,
+}
+
+/// Whether byte-range locks of dead processes are to be looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum DeadLocks {
+    None,
+    MayBe,
+    /// They could not be removed, which was said.
+    Stubborn,
 }
 
 #[derive(Debug)]
