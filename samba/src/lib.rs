@@ -19,6 +19,7 @@
 //!   cluster or not.
 //! - [`config`]: whether `smb.conf` allows durable handles.
 //! - [`identity`], [`preload`]: whether all nodes are the same to a client, and whether smbd can load the shim.
+//! - [`proc_stat`]: whether a process of smbd's lives.
 //!
 //! What it does not do: talk to the shim (that is the `frame` crate and `node`), decide what is to be
 //! materialised and when, or watch for smbd's end.
@@ -34,6 +35,7 @@ pub mod image;
 pub mod materialise;
 mod moved_files;
 pub mod preload;
+pub mod proc_stat;
 mod process;
 mod record_store;
 pub mod records;

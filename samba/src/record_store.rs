@@ -8,8 +8,6 @@
 //! - Never two chain locks at once.
 //! - Nothing is asked of anybody while a chain is locked: who decides about a record decides by what he knows.
 
-use std::fs;
-use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
 
@@ -18,6 +16,7 @@ use thiserror::Error;
 
 use crate::ctdb::CtdbError;
 use crate::materialise::Edit;
+use crate::proc_stat;
 use crate::records::ServerId;
 use crate::tdb::{ChangeCount, LibtdbError, RawRecord, Tdb, TdbFile};
 
@@ -131,14 +130,8 @@ impl RecordStore for PlainStore {
         Ok(self.file(table).records()?)
     }
 
-    /// When in doubt, it does. One that has ended and was not reaped yet does not run, although a signal can still
-    /// be sent to it.
     fn is_alive(&mut self, process: ServerId) -> Result<bool, StoreError> {
-        Ok(match fs::read_to_string(format!("/proc/{}/stat", process.pid)) {
-            // The state follows the name, which is in parentheses and may have some itself.
-            Ok(stat) => !stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with(['Z', 'X'])),
-            Err(error) => error.kind() != ErrorKind::NotFound,
-        })
+        Ok(proc_stat::lives(process.pid))
     }
 
     fn may_go_back(&self) -> bool {

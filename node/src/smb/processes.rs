@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::{fs, io};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use samba::proc_stat::ProcStat;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use tracing::debug;
@@ -77,10 +78,16 @@ impl Processes {
     /// Resolves when a process is not, or not any more, among them.
     pub async fn without(&self, pid: u32) {
         let mut count = self.count.subscribe();
-        while self.living().contains_key(&pid) {
+        while self.has(pid) {
             // The sender lives in `self`, so the wait cannot end with an error.
             let _ = count.changed().await;
         }
+    }
+
+    /// Whether a process is among them. Once it has ended, it is not.
+    #[must_use]
+    pub fn has(&self, pid: u32) -> bool {
+        self.living().contains_key(&pid)
     }
 
     /// How many live.
@@ -113,35 +120,11 @@ impl Processes {
 /// whoever has seen a connection close because its process dies is told here that it does.
 #[must_use]
 pub fn is_going(pid: u32) -> bool {
-    /// PF_EXITING of the kernel: the process is being taken apart.
-    const EXITING: u64 = 0x4;
-
-    let stat = match fs::read_to_string(format!("/proc/{pid}/stat")) {
-        Ok(stat) => stat,
+    match ProcStat::of(pid.into()) {
+        Ok(stat) => stat.is_none_or(|stat| stat.has_ended || stat.is_exiting),
         // Nobody is declared dead because this process has run out of file descriptors.
-        Err(error) => return error.kind() == io::ErrorKind::NotFound || is_no_such_process(&error),
-    };
-    // State, parent, group, session, terminal, its group, flags.
-    let mut fields = fields_after_name(&stat);
-    let state = fields.next().unwrap_or_default();
-    let flags = fields.nth(5).and_then(|flags| flags.parse::<u64>().ok()).unwrap_or_default();
-    state.starts_with(['Z', 'X']) || flags & EXITING != 0
-}
-
-/// When a process was started, in the kernel's ticks since the machine was: the same for as long as the process lives,
-/// and another for one that has its id later. `None` if there is no such process.
-#[must_use]
-pub fn started_at(pid: u32) -> Option<u64> {
-    /// The fields that follow the name and precede this one in proc_pid_stat(5).
-    const BEFORE: usize = 19;
-
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    fields_after_name(&stat).nth(BEFORE)?.parse().ok()
-}
-
-/// The fields of `/proc/PID/stat` after the name, which is in parentheses and may have some itself.
-fn fields_after_name(stat: &str) -> impl Iterator<Item = &str> {
-    stat.rsplit(") ").next().unwrap_or_default().split(' ')
+        Err(_) => false,
+    }
 }
 
 /// Whether a process is on its way out: gone, ending, or about to get a SIGKILL that is sent already.
@@ -184,11 +167,6 @@ fn established_sockets(table: &str) -> Vec<u64> {
     let served =
         in_state(ESTABLISHED).filter(|fields| port_of(fields).is_some_and(|port| ports.contains(&port)));
     served.filter_map(|fields| fields.get(9)?.parse().ok()).collect()
-}
-
-/// What the kernel says when a process ends between the opening of its file and the reading.
-fn is_no_such_process(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
 }
 
 /// Whether a process has a SIGKILL coming: it lives, and will not do anything any more.

@@ -372,8 +372,9 @@ impl SmbService {
         connection.reply(&Reply::Welcome).await?;
         drop(not_welcome_yet);
         let served = self.answer(&incarnation, &mut connection).await;
-        if is_going(pid) {
-            // What it asked last was decided after its end, perhaps: an open that it was granted then is nobody's.
+        // What it asked last was decided after its end, perhaps: an open that it was granted then is nobody's. If it is
+        // still on its way out, that is seen to at its end and not before: its records are those of a living process.
+        if !incarnation.processes.has(pid) {
             incarnation.process_has_ended(pid).await;
         }
         served

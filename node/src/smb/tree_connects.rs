@@ -8,10 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::{fmt, fs, io};
 
+use samba::proc_stat::ProcStat;
 use statedb::{Instance, ShareName};
 use tracing::warn;
-
-use super::processes::started_at;
 
 /// The tree connects of one instance of the SMB service.
 #[derive(Debug)]
@@ -78,9 +77,9 @@ impl TreeConnects {
     ///
     /// # Errors
     ///
-    /// If its file cannot be written.
+    /// If its file cannot be written, or the kernel cannot be asked about its process.
     pub fn insert(&mut self, connect: TreeConnect, share: &ShareName) -> io::Result<()> {
-        let started_at = started_at(connect.process).unwrap_or_default();
+        let started_at = ProcStat::of(connect.process.into())?.map_or(0, |stat| stat.started_at);
         fs::write(self.dir.join(connect.to_string()), format!("{started_at} {share}"))?;
         self.shares.insert(connect, share.clone());
         Ok(())
@@ -126,7 +125,12 @@ fn read(path: &Path) -> Option<(TreeConnect, ShareName)> {
     let connect = TreeConnect::parse(path.file_name()?.to_str()?)?;
     let text = fs::read_to_string(path).ok()?;
     let (process_started_at, share) = text.split_once(' ')?;
-    (process_started_at.parse() == Ok(started_at(connect.process)?)).then(|| (connect, ShareName::new(share)))
+    let lives = match ProcStat::of(connect.process.into()) {
+        Ok(stat) => stat.is_some_and(|stat| process_started_at.parse() == Ok(stat.started_at)),
+        // In doubt the share is still in use.
+        Err(_) => true,
+    };
+    lives.then(|| (connect, ShareName::new(share)))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::connection::{Connection, CtdbError};
 use super::database::ClusterDatabase;
+use crate::proc_stat;
 use crate::record_store::{Decide, RecordStore, StoreError, Table};
 use crate::records::ServerId;
 use crate::tdb::{RawRecord, Tdb};
@@ -64,7 +65,11 @@ impl RecordStore for ClusterStore {
         Ok(self.databases[table as usize].records_here(self.connection.pnn())?)
     }
 
+    /// One of this node that has ended does not, although its ctdbd may have yet to see that.
     fn is_alive(&mut self, process: ServerId) -> Result<bool, StoreError> {
+        if process.vnn == self.connection.pnn().0 && !proc_stat::lives(process.pid) {
+            return Ok(false);
+        }
         Ok(self.connection.process_exists(process)?)
     }
 
